@@ -1,0 +1,1 @@
+"""Reversible encodings of one chunk."""

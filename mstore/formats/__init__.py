@@ -1,0 +1,1 @@
+"""Parsers that describe where tensors lie in a file; they never execute or write anything."""

@@ -1,0 +1,1 @@
+"""What can be done with a repository: plain functions, one module a task."""

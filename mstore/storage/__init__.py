@@ -1,0 +1,1 @@
+"""Places that hold a repository: keys to bytes."""
