@@ -1,0 +1,434 @@
+"""Writing: pieces of raw bytes become chunks, records, packs and indexes, then one root.
+
+A `Session` holds all that one operation adds. Nothing of it is visible to anyone until `publish`
+names its indexes in a new root; what a failed or killed session stored is garbage for gc.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from mstore.bulkindex import as_ids, locate, merge
+from mstore.codecs import general
+from mstore.database import Database
+from mstore.errors import StorageError
+from mstore.ids import Buffer, Id, Kind
+from mstore.index import Index, IndexRef, encode_entries, new_index_name
+from mstore.objects import MetadataObject, encode_object
+from mstore.pack import Entry, PackWriter, Payload, Record, pack_key
+from mstore.rootlog import Root
+from mstore.storage.base import Storage
+
+PACK_SIZE = 32 << 20
+"""Packs are stored when they have grown to this many bytes."""
+
+_MERGE_FACTOR = 4
+_PUTS_AT_ONCE = 2
+_ENTRIES_PER_INDEX = 1 << 17
+
+
+class StaleSessionError(Exception):
+    """gc took something this session relies on; the operation starts over with a new session."""
+
+
+class _Shelf:
+    """Records of one kind on their way into packs and indexes."""
+
+    def __init__(self, session: "Session", kind: Kind) -> None:
+        self.session = session
+        self.pack = PackWriter(kind)
+        self.kind = kind
+        self.pack_keys: list[str] = []
+        self.entries: list[Entry] = []
+        self.claimed: set[Id] = set()
+        self.refs: list[IndexRef] = []
+        self.indexes: list[Index] = []
+        self.relied = bytearray()
+        self.stored = 0
+
+    def holds(self, identifier: Id) -> bool:
+        """Whether this session stores `identifier` itself."""
+        return identifier in self.claimed or any(i.find(identifier) for i in self.indexes)
+
+    def full(self) -> PackWriter:
+        """The open pack, after sealing one that has grown enough."""
+        if self.pack.size >= PACK_SIZE:
+            self.seal()
+        return self.pack
+
+    def seal(self) -> None:
+        """Send the open pack off to be stored and begin another."""
+        if self.pack.entries:
+            key = pack_key(self.pack.name)
+            self.session.put_later(key, self.pack.parts)
+            self.pack_keys.append(key)
+            self.entries.extend(self.pack.entries)
+            self.stored += self.pack.size
+            self.pack = PackWriter(self.kind)
+        if len(self.entries) >= _ENTRIES_PER_INDEX:
+            self.store_index()
+
+    def store_index(self) -> None:
+        """Move the entries collected so far from memory into a stored index."""
+        if self.entries:
+            ref = store_index(self.session.db.storage, encode_entries(self.entries))
+            self.refs.append(ref)
+            self.indexes.extend(self.session.db.opened([ref]))
+            self.stored += ref.size
+            self.claimed.difference_update(entry.id for entry in self.entries)
+            self.entries.clear()
+
+
+class Session:
+    """What one operation adds to a repository, dedup included."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self._lock = threading.Lock()
+        self._putter = ThreadPoolExecutor(_PUTS_AT_ONCE, "mstore-put")
+        self._puts: list[Future[bool]] = []
+        self._chunks = _Shelf(self, Kind.CHUNK)
+        self._metadata = _Shelf(self, Kind.COMMIT)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._putter.shutdown(cancel_futures=True)
+
+    @property
+    def stored(self) -> int:
+        """Bytes of packs and indexes handed to the storage so far."""
+        return self._chunks.stored + self._metadata.stored
+
+    def claim(self, ids: Sequence[Id]) -> list[bool]:
+        """Which of these chunks the caller must encode and append: True for each new one.
+
+        The others are in the repository, or were claimed before. Thread safe. Many at once,
+        because the look-up in numpy costs about the same for one id as for a hundred.
+        """
+        stored = locate(self.db.chunk_indexes(), as_ids(b"".join(ids))).found
+        shelf = self._chunks
+        answers = []
+        with self._lock:
+            for identifier, known in zip(ids, stored.tolist(), strict=True):
+                if known:
+                    shelf.relied += identifier
+                ours = not known and not shelf.holds(identifier)
+                if ours:
+                    shelf.claimed.add(identifier)
+                answers.append(ours)
+        return answers
+
+    def append(self, record: Record) -> None:
+        """Add an encoded chunk that was claimed. From one thread, in the order of reading."""
+        self._chunks.full().append(record)
+
+    def append_stored(self, payload: Payload) -> None:
+        """Add a record as another pack holds it, of any kind. From one thread."""
+        shelf = self._metadata if Kind(payload.entry.kind).is_metadata else self._chunks
+        shelf.full().append_stored(payload)
+
+    def add_object(self, thing: MetadataObject) -> Id:
+        """Store a metadata object unless it is there already; returns its id. From one thread."""
+        kind, identifier, raw = encode_object(thing)
+        shelf = self._metadata
+        if shelf.holds(identifier):
+            return identifier
+        if self.db.find(kind, identifier) is not None:
+            shelf.relied += identifier
+            return identifier
+        codec, payload, checksum = general.encode_checked(raw)
+        shelf.full().append(Record(identifier, kind, codec, len(raw), checksum, (payload,)))
+        shelf.claimed.add(identifier)
+        return identifier
+
+    def rely_on(self, chunk_ids: bytes) -> None:
+        """Have `publish` check that these chunks (ids one after the other) are still there."""
+        self._chunks.relied += chunk_ids
+
+    def put_later(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Store a pack in the background; few at once, so that memory stays bounded."""
+        if len(self._puts) >= _PUTS_AT_ONCE:
+            self._finish(self._puts.pop(0))
+        self._puts.append(self._putter.submit(self.db.storage.put, key, parts))
+
+    def _finish(self, put: "Future[bool]") -> None:
+        if not put.result():
+            raise StorageError("a pack's random name was taken already; nothing was published")
+
+    def publish(self, change: Callable[[Root], Root], *, action: str, author: str) -> Root:
+        """Make everything durable, then name it in a new root made by `change`.
+
+        Raises what `change` raises (ConflictError), and StaleSessionError when gc removed
+        something this session stored or relied on.
+        """
+        for shelf in (self._chunks, self._metadata):
+            shelf.seal()
+        while self._puts:
+            self._finish(self._puts.pop(0))
+        for shelf in (self._chunks, self._metadata):
+            shelf.store_index()
+        merges = (
+            self._merge((*self.db.root.indexes, *self._chunks.refs)),
+            self._merge((*self.db.root.metadata_indexes, *self._metadata.refs)),
+        )
+
+        def apply(root: Root) -> Root:
+            self._check_relied(root)
+            indexes = self._with_new(root, root.indexes, self._chunks.refs, merges[0])
+            metadata = self._with_new(root, root.metadata_indexes, self._metadata.refs, merges[1])
+            keys = {ref.key for ref in (*indexes, *metadata)}
+            keys.update(self._chunks.pack_keys, self._metadata.pack_keys)
+            # What is named here is no longer on its way out.
+            rescued = replace(root, condemned=root.condemned - keys)
+            return replace(change(rescued), indexes=indexes, metadata_indexes=metadata)
+
+        root = self.db.publish(apply, action=action, author=author)
+        self.db.refresh()
+        return root
+
+    def _merge(self, refs: Sequence[IndexRef]) -> "tuple[set[str], IndexRef] | None":
+        """Merge indexes of about the same size; the inputs' names and the result."""
+        chosen = choose_merge(refs)
+        return ({ref.name for ref in chosen}, merge_indexes(self.db, chosen)) if chosen else None
+
+    def _with_new(
+        self,
+        root: Root,
+        listed: tuple[IndexRef, ...],
+        new: Sequence[IndexRef],
+        merged: "tuple[set[str], IndexRef] | None",
+    ) -> tuple[IndexRef, ...]:
+        """The indexes to list: those listed and the new ones, or their merger where it holds."""
+        refs = (*listed, *new)
+        # A merger stands in for its inputs only while all of them are listed.
+        if merged is None or not merged[0] <= {ref.name for ref in refs}:
+            return refs
+        if not self._is_safe(root, merged[1].key):
+            return refs
+        return (*(ref for ref in refs if ref.name not in merged[0]), merged[1])
+
+    def _check_relied(self, root: Root) -> None:
+        """Raise StaleSessionError unless all this session stored or relies on is there to stay."""
+        keys: set[str] = set()
+        for shelf, listed in (
+            (self._chunks, root.indexes),
+            (self._metadata, root.metadata_indexes),
+        ):
+            keys.update(shelf.pack_keys, (ref.key for ref in shelf.refs))
+            located = locate(self.db.opened(listed), as_ids(bytes(shelf.relied)))
+            if not located.found.all():
+                raise StaleSessionError
+            keys.update(pack_key(located.packs[at]) for at in np.unique(located.rows["pack"]))
+        if not all(self._is_safe(root, key) for key in keys):
+            raise StaleSessionError
+
+    def _is_safe(self, root: Root, key: str) -> bool:
+        return key not in root.doomed and self.db.storage.head(key) is not None
+
+
+def store_index(self) -> None:
+    """Move the entries collected so far from memory into a stored index."""
+    if self.entries:
+        ref = store_index(self.session.db.storage, encode_entries(self.entries))
+        self.refs.append(ref)
+        self.indexes.extend(self.session.db.opened([ref]))
+        self.stored += ref.size
+        self.claimed.difference_update(entry.id for entry in self.entries)
+        self.entries.clear()
+
+
+class Session:
+    """What one operation adds to a repository, dedup included."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self._lock = threading.Lock()
+        self._putter = ThreadPoolExecutor(_PUTS_AT_ONCE, "mstore-put")
+        self._puts: list[Future[bool]] = []
+        self._chunks = _Shelf(self, Kind.CHUNK)
+        self._metadata = _Shelf(self, Kind.COMMIT)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._putter.shutdown(cancel_futures=True)
+
+    @property
+    def stored(self) -> int:
+        """Bytes of packs and indexes handed to the storage so far."""
+        return self._chunks.stored + self._metadata.stored
+
+    def claim(self, ids: Sequence[Id]) -> list[bool]:
+        """Which of these chunks the caller must encode and append: True for each new one.
+
+        The others are in the repository, or were claimed before. Thread safe. Many at once,
+        because the look-up in numpy costs about the same for one id as for a hundred.
+        """
+        stored = locate(self.db.chunk_indexes(), as_ids(b"".join(ids))).found
+        shelf = self._chunks
+        answers = []
+        with self._lock:
+            for identifier, known in zip(ids, stored.tolist(), strict=True):
+                if known:
+                    shelf.relied += identifier
+                ours = not known and not shelf.holds(identifier)
+                if ours:
+                    shelf.claimed.add(identifier)
+                answers.append(ours)
+        return answers
+
+    def append(self, record: Record) -> None:
+        """Add an encoded chunk that was claimed. From one thread, in the order of reading."""
+        self._chunks.full().append(record)
+
+    def append_stored(self, payload: Payload) -> None:
+        """Add a record as another pack holds it, of any kind. From one thread."""
+        shelf = self._metadata if Kind(payload.entry.kind).is_metadata else self._chunks
+        shelf.full().append_stored(payload)
+
+    def add_object(self, thing: MetadataObject) -> Id:
+        """Store a metadata object unless it is there already; returns its id. From one thread."""
+        kind, identifier, raw = encode_object(thing)
+        shelf = self._metadata
+        if shelf.holds(identifier):
+            return identifier
+        if self.db.find(kind, identifier) is not None:
+            shelf.relied += identifier
+            return identifier
+        codec, payload, checksum = general.encode_checked(raw)
+        shelf.full().append(Record(identifier, kind, codec, len(raw), checksum, (payload,)))
+        shelf.claimed.add(identifier)
+        return identifier
+
+    def rely_on(self, chunk_ids: bytes) -> None:
+        """Have `publish` check that these chunks (ids one after the other) are still there."""
+        self._chunks.relied += chunk_ids
+
+    def put_later(self, key: str, parts: Sequence[Buffer]) -> None:
+        """Store a pack in the background; few at once, so that memory stays bounded."""
+        if len(self._puts) >= _PUTS_AT_ONCE:
+            self._finish(self._puts.pop(0))
+        self._puts.append(self._putter.submit(self.db.storage.put, key, parts))
+
+    def _finish(self, put: "Future[bool]") -> None:
+        if not put.result():
+            raise StorageError("a pack's random name was taken already; nothing was published")
+
+    def publish(self, change: Callable[[Root], Root], *, action: str, author: str) -> Root:
+        """Make everything durable, then name it in a new root made by `change`.
+
+        Raises what `change` raises (ConflictError), and StaleSessionError when gc removed
+        something this session stored or relied on.
+        """
+        for shelf in (self._chunks, self._metadata):
+            shelf.seal()
+        while self._puts:
+            self._finish(self._puts.pop(0))
+        for shelf in (self._chunks, self._metadata):
+            shelf.store_index()
+        merges = (
+            self._merge((*self.db.root.indexes, *self._chunks.refs)),
+            self._merge((*self.db.root.metadata_indexes, *self._metadata.refs)),
+        )
+
+        def apply(root: Root) -> Root:
+            self._check_relied(root)
+            indexes = self._with_new(root, root.indexes, self._chunks.refs, merges[0])
+            metadata = self._with_new(root, root.metadata_indexes, self._metadata.refs, merges[1])
+            keys = {ref.key for ref in (*indexes, *metadata)}
+            keys.update(self._chunks.pack_keys, self._metadata.pack_keys)
+            # What is named here is no longer on its way out.
+            rescued = replace(root, condemned=root.condemned - keys)
+            return replace(change(rescued), indexes=indexes, metadata_indexes=metadata)
+
+        root = self.db.publish(apply, action=action, author=author)
+        self.db.refresh()
+        return root
+
+    def _merge(self, refs: Sequence[IndexRef]) -> "tuple[set[str], IndexRef] | None":
+        """Merge indexes of about the same size; the inputs' names and the result."""
+        chosen = choose_merge(refs)
+        return ({ref.name for ref in chosen}, merge_indexes(self.db, chosen)) if chosen else None
+
+    def _with_new(
+        self,
+        root: Root,
+        listed: tuple[IndexRef, ...],
+        new: Sequence[IndexRef],
+        merged: "tuple[set[str], IndexRef] | None",
+    ) -> tuple[IndexRef, ...]:
+        """The indexes to list: those listed and the new ones, or their merger where it holds."""
+        refs = (*listed, *new)
+        # A merger stands in for its inputs only while all of them are listed.
+        if merged is None or not merged[0] <= {ref.name for ref in refs}:
+            return refs
+        if not self._is_safe(root, merged[1].key):
+            return refs
+        return (*(ref for ref in refs if ref.name not in merged[0]), merged[1])
+
+    def _check_relied(self, root: Root) -> None:
+        """Raise StaleSessionError unless all this session stored or relies on is there to stay."""
+        keys: set[str] = set()
+        for shelf, listed in (
+            (self._chunks, root.indexes),
+            (self._metadata, root.metadata_indexes),
+        ):
+            keys.update(shelf.pack_keys, (ref.key for ref in shelf.refs))
+            located = locate(self.db.opened(listed), as_ids(bytes(shelf.relied)))
+            if not located.found.all():
+                raise StaleSessionError
+            keys.update(pack_key(located.packs[at]) for at in np.unique(located.rows["pack"]))
+        if not all(self._is_safe(root, key) for key in keys):
+            raise StaleSessionError
+
+    def _is_safe(self, root: Root, key: str) -> bool:
+        return key not in root.doomed and self.db.storage.head(key) is not None
+
+
+def encode_metadata(kind: Kind, identifier: Id, raw: bytes) -> Record:
+    """The record of a metadata object: its canonical bytes as zstd, or raw if that is smaller."""
+    codec, payload = general.encode(raw)
+    if general.decode(codec, memoryview(payload), len(raw)) != raw:
+        codec, payload = general.RAW, raw
+    checksum = xxhash.xxh3_64_intdigest(raw)
+    return Record(identifier, kind, codec, len(raw), checksum, (payload,))
+
+
+def store_index(storage: Storage, parts: list[Buffer]) -> IndexRef:
+    """Store an index object; returns how the root refers to it."""
+    index = Index("new", memoryview(b"".join(parts)))
+    ref = IndexRef(new_index_name(), len(index), sum(len(part) for part in parts))
+    storage.put(ref.key, parts)
+    return ref
+
+
+def merge_indexes(db: Database, refs: Iterable[IndexRef]) -> IndexRef:
+    """Store one index with the records of all of `refs`."""
+    opened = db.opened(refs)
+    return store_index(db.storage, merge(opened, [None] * len(opened)))
+
+
+def choose_merge(refs: Iterable[IndexRef]) -> list[IndexRef]:
+    """The indexes to merge so that few remain, each record being merged few times.
+
+    Indexes are of one level when their sizes are within a factor of four; four of one level
+    become one of the next (a log-structured merge). Returns none when nothing is due.
+    """
+    levels: dict[int, list[IndexRef]] = {}
+    for ref in refs:
+        levels.setdefault((max(ref.count, 1).bit_length() - 1) // 2, []).append(ref)
+    chosen: list[IndexRef] = []
+    for level in range(max(levels, default=0) + 1):
+        members = levels.get(level, [])
+        # What was chosen below becomes one more member of this level.
+        if len(members) + bool(chosen) >= _MERGE_FACTOR:
+            chosen.extend(members)
+        elif chosen:
+            break
+    return chosen

@@ -1,0 +1,170 @@
+"""An opened repository: the current root, its indexes, and the metadata objects behind them.
+
+This module needs no numpy, so that looking at history starts fast; chunks of weights are written
+by `chunkstore` and read by `chunkreader`, both above it.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TypeVar
+
+from mstore.codecs import general
+from mstore.errors import CorruptDataError, NotFoundError
+from mstore.ids import Id, Kind
+from mstore.index import Index, IndexRef
+from mstore.objects import Commit, Manifest, Snapshot
+from mstore.pack import Entry, check_raw, read_record
+from mstore.rootlog import Root, RootLog, update
+from mstore.storage.base import Storage
+
+T = TypeVar("T", Commit, Snapshot, Manifest)
+
+_CACHED_OBJECTS = 4096
+
+
+class Database:
+    """One repository in a storage, seen through the root that was newest when last looked at."""
+
+    def __init__(self, storage: Storage, root: Root) -> None:
+        self.storage = storage
+        self.log = RootLog(storage)
+        self.root = root
+        self._opened: dict[str, Index] = {}
+        self._cache: dict[Id, Commit | Snapshot | Manifest] = {}
+
+    @classmethod
+    def open(cls, storage: Storage) -> "Database":
+        """Open what is there; raises NoRepositoryError when there is nothing."""
+        return cls(storage, RootLog(storage).newest())
+
+    @classmethod
+    def create(cls, storage: Storage, author: str) -> "Database":
+        """Make a new, empty repository; raises StorageError if one is already there."""
+        return cls(storage, RootLog(storage).create(author))
+
+    def refresh(self) -> Root:
+        """Look for a newer root; the indexes it no longer lists are forgotten."""
+        self.root = self.log.newest()
+        live = {ref.name for ref in self.root.all_indexes()}
+        self._opened = {name: index for name, index in self._opened.items() if name in live}
+        return self.root
+
+    def publish(self, change: Callable[[Root], Root | None], *, action: str, author: str) -> Root:
+        """Publish a change of refs or marks (see `rootlog.update`)."""
+        self.root = update(self.log, change, action=action, author=author)
+        return self.root
+
+    def opened(self, refs: Iterable[IndexRef]) -> list[Index]:
+        """The given indexes, newest first, mapped; raises NotFoundError when one is gone."""
+        indexes = []
+        for ref in refs:
+            if (index := self._opened.get(ref.name)) is None:
+                index = self._opened[ref.name] = Index.open(self.storage, ref)
+            indexes.append(index)
+        indexes.reverse()
+        return indexes
+
+    def chunk_indexes(self) -> list[Index]:
+        """The live indexes of chunks, newest first."""
+        return self._current(lambda root: root.indexes)
+
+    def metadata_indexes(self) -> list[Index]:
+        """The live indexes of metadata objects, newest first."""
+        return self._current(lambda root: root.metadata_indexes)
+
+    def _current(self, choose: Callable[[Root], tuple[IndexRef, ...]]) -> list[Index]:
+        try:
+            return self.opened(choose(self.root))
+        except NotFoundError:
+            # The root moved on and gc took an index it no longer lists.
+            try:
+                return self.opened(choose(self.refresh()))
+            except NotFoundError as error:
+                raise CorruptDataError(
+                    f"{error.message}, which the repository lists", hint="run: mstore verify"
+                ) from error
+
+    def find(self, kind: Kind, identifier: Id) -> Entry | None:
+        """Where the object `identifier` lies, or None when it is in no live index."""
+        indexes = self.metadata_indexes() if kind.is_metadata else self.chunk_indexes()
+        for index in indexes:
+            if (entry := index.find(identifier)) is not None and entry.kind == kind:
+                return entry
+        return None
+
+    def require(self, kind: Kind, identifier: Id) -> Entry:
+        """Like `find`, looking once for a newer root before raising CorruptDataError."""
+        entry = self.find(kind, identifier)
+        if entry is None:
+            self.refresh()
+            entry = self.find(kind, identifier)
+        if entry is None:
+            raise CorruptDataError(
+                f"{kind.name.lower()} {identifier.hex()[:12]} is missing from the repository",
+                hint="run: mstore verify",
+            )
+        return entry
+
+    def read_metadata(self, kind: Kind, identifier: Id) -> bytes:
+        """The canonical bytes of a metadata object; raises CorruptDataError when damaged."""
+        entry = self.require(kind, identifier)
+        try:
+            found = read_record(self.storage, entry)
+        except NotFoundError:
+            self.refresh()
+            entry = self.require(kind, identifier)
+            try:
+                found = read_record(self.storage, entry)
+            except NotFoundError as error:
+                raise CorruptDataError(f"{error.message}, which the repository lists") from error
+        raw = general.decode(entry.codec, found.payload, entry.raw)
+        check_raw(entry, found.checksum, raw)
+        return raw
+
+    def commit(self, identifier: Id) -> Commit:
+        """The commit called `identifier`."""
+        return self._object(Kind.COMMIT, identifier, Commit)
+
+    def snapshot(self, identifier: Id) -> Snapshot:
+        """The snapshot called `identifier`."""
+        return self._object(Kind.SNAPSHOT, identifier, Snapshot)
+
+    def manifest(self, identifier: Id) -> Manifest:
+        """The manifest called `identifier`."""
+        return self._object(Kind.MANIFEST, identifier, Manifest)
+
+    def commits_with_prefix(self, prefix: str) -> list[Id]:
+        """The ids of all commits that start with the hexadecimal digits `prefix`."""
+        return sorted(
+            {
+                entry.id
+                for index in self.metadata_indexes()
+                for entry in index.with_prefix(prefix)
+                if entry.kind == Kind.COMMIT
+            }
+        )
+
+    def ancestry(
+        self, tips: Iterable[Id], known: Collection[Id] = ()
+    ) -> Iterator[tuple[Id, Commit]]:
+        """Every commit reachable from `tips`, each once, in no promised order.
+
+        The commits in `known` and what lies behind them are left out.
+        """
+        waiting, seen = list(tips), set(known)
+        while waiting:
+            if (identifier := waiting.pop()) in seen:
+                continue
+            seen.add(identifier)
+            commit = self.commit(identifier)
+            yield identifier, commit
+            waiting.extend(commit.parents)
+
+    def _object(self, kind: Kind, identifier: Id, what: type[T]) -> T:
+        cached = self._cache.get(identifier)
+        if isinstance(cached, what):
+            return cached
+        thing = what.decode(self.read_metadata(kind, identifier))
+        if len(self._cache) >= _CACHED_OBJECTS:
+            self._cache.clear()
+        self._cache[identifier] = thing
+        return thing

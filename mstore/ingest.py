@@ -1,0 +1,244 @@
+"""The commit pipeline: files become pieces, pieces become chunks, chunks become manifests.
+
+One pass over the bytes, in order: read, hash, look up, encode, check. Threads do this for a few
+megabytes at a time; one thread appends the results to the pack in the order of the files.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import xxhash
+
+from mstore.chunking import DEFAULT_CHUNK_SIZE, ContentChunker, piece_size
+from mstore.chunkreader import default_threads
+from mstore.chunkstore import Session
+from mstore.codecs.choose import Encoder
+from mstore.codecs.energy import sum_of_squares
+from mstore.dtypes import DType
+from mstore.ids import Id, Kind, identify
+from mstore.layout import Layout, Segment
+from mstore.objects import Manifest, SegmentChunks
+from mstore.pack import Record
+from mstore.sources import BufferSource, Source
+
+_BATCH_BYTES = 4 << 20
+_BATCH_PIECES = 64
+_WINDOW = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class FileToStore:
+    """One file of a commit: what to call it, where its bytes are, and what they mean."""
+
+    path: str
+    source: Source
+    layout: Layout
+
+
+@dataclass(slots=True)
+class _Collected:
+    """The chunks of one segment as they come in."""
+
+    segment: Segment
+    piece: int
+    ids: bytearray = field(default_factory=bytearray)
+    lengths: list[int] = field(default_factory=list)
+
+    def done(self) -> SegmentChunks:
+        tensor = self.segment.tensor
+        lengths = tuple(self.lengths) if tensor is None else None
+        return SegmentChunks(self.segment.length, bytes(self.ids), tensor, self.piece, lengths)
+
+
+@dataclass(slots=True)
+class _File:
+    """One file on its way through the pipeline."""
+
+    file: FileToStore
+    segments: list[_Collected] = field(default_factory=list)
+
+    def manifest(self) -> Manifest:
+        layout = self.file.layout
+        return Manifest(layout.format, layout.size, tuple(one.done() for one in self.segments))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What will be one chunk, and where its id is wanted."""
+
+    source: Source
+    offset: int
+    length: int
+    dtype: DType | None
+    target: _Collected
+
+
+_Batch = list[_Piece | _File]
+"""Pieces in order; a `_File` stands behind the last piece of that file."""
+
+_Stored = list[tuple[Id, Record | None]]
+
+
+class Ingest:
+    """Stores the contents of files through a session."""
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        threads: int | None = None,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """`progress` is told, from the calling thread, how many more bytes are done."""
+        self.session = session
+        self.threads = threads or default_threads()
+        self.chunk_size = chunk_size
+        self.progress = progress
+        self._local = threading.local()
+
+    def store(self, files: Iterable[FileToStore]) -> Iterator[tuple[FileToStore, Manifest]]:
+        """Store each file's chunks; yields the files with their manifests, in order.
+
+        Raises ConflictError when a file changed while it was read. Memory: a few batches of
+        4 MiB per thread, whatever the size of the files.
+        """
+        waiting: deque[tuple[_Batch, Future[_Stored]]] = deque()
+        with ThreadPoolExecutor(self.threads, "mstore-encode") as pool:
+            try:
+                for batch in self._batches(files):
+                    waiting.append((batch, pool.submit(self._store_batch, batch)))
+                    if len(waiting) > 2 * self.threads:
+                        yield from self._collect(*waiting.popleft())
+                while waiting:
+                    yield from self._collect(*waiting.popleft())
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def hash(self, pieces: Iterable[tuple[Source, int, int]]) -> Iterator[Id]:
+        """The chunk ids of these (source, offset, length) pieces, in order, storing nothing."""
+        with ThreadPoolExecutor(self.threads, "mstore-hash") as pool:
+            waiting: deque[Future[Id]] = deque()
+            try:
+                for piece in pieces:
+                    waiting.append(pool.submit(self._hash_piece, *piece))
+                    if len(waiting) > 4 * self.threads:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _batches(self, files: Iterable[FileToStore]) -> Iterator[_Batch]:
+        batch: _Batch = []
+        size = 0
+        for item in self._pieces(files):
+            length = item.length if isinstance(item, _Piece) else 0
+            if batch and (size + length > _BATCH_BYTES or len(batch) >= _BATCH_PIECES):
+                yield batch
+                batch, size = [], 0
+            batch.append(item)
+            size += length
+        if batch:
+            yield batch
+
+    def _pieces(self, files: Iterable[FileToStore]) -> Iterator[_Piece | _File]:
+        for file in files:
+            state = _File(file)
+            for segment in file.layout.segments:
+                tensor = segment.tensor
+                if tensor is None:
+                    state.segments.append(target := _Collected(segment, 0))
+                    yield from _content_pieces(file.source, target)
+                else:
+                    piece = piece_size(tensor.dtype, self.chunk_size)
+                    state.segments.append(target := _Collected(segment, piece))
+                    yield from _fixed_pieces(file.source, tensor.dtype, target)
+            yield state
+
+    def _store_batch(self, batch: _Batch) -> _Stored:
+        """Runs in a worker thread."""
+        pieces = [item for item in batch if isinstance(item, _Piece)]
+        scratch = self._scratch(sum(piece.length for piece in pieces))
+        views, used = [], 0
+        for piece in pieces:
+            room = scratch[used : used + piece.length]
+            views.append(piece.source.view(piece.offset, piece.length, room))
+            used += piece.length
+        ids = [identify(Kind.CHUNK, view) for view in views]
+        wanted = self.session.claim(ids)
+        return [
+            (identifier, self._encode(identifier, view, piece.dtype) if new else None)
+            for identifier, view, piece, new in zip(ids, views, pieces, wanted, strict=True)
+        ]
+
+    def _encode(self, identifier: Id, raw: memoryview, dtype: DType | None) -> Record:
+        encoder: Encoder | None = getattr(self._local, "encoder", None)
+        if encoder is None:
+            encoder = self._local.encoder = Encoder()
+        encoded = encoder.encode(raw, dtype)
+        return Record(
+            identifier,
+            Kind.CHUNK,
+            encoded.codec,
+            len(raw),
+            xxhash.xxh3_64_intdigest(raw),
+            encoded.parts,
+            dtype.code if dtype else 0,
+            sum_of_squares(raw, dtype) if dtype else float("nan"),
+        )
+
+    def _collect(
+        self, batch: _Batch, future: "Future[_Stored]"
+    ) -> Iterator[tuple[FileToStore, Manifest]]:
+        """Runs in the calling thread, batch after batch in order."""
+        stored = iter(future.result())
+        for item in batch:
+            if isinstance(item, _File):
+                item.file.source.finish()
+                yield item.file, item.manifest()
+                continue
+            identifier, record = next(stored)
+            if record is not None:
+                self.session.append(record)
+            item.target.ids += identifier
+            item.target.lengths.append(item.length)
+            if self.progress is not None:
+                self.progress(item.length)
+
+    def _hash_piece(self, source: Source, offset: int, length: int) -> Id:
+        return identify(Kind.CHUNK, source.view(offset, length, self._scratch(length)))
+
+    def _scratch(self, length: int) -> memoryview:
+        scratch: bytearray | None = getattr(self._local, "scratch", None)
+        if scratch is None or len(scratch) < length:
+            scratch = self._local.scratch = bytearray(max(length, _BATCH_BYTES))
+        return memoryview(scratch)[:length]
+
+
+def _fixed_pieces(source: Source, dtype: DType, target: _Collected) -> Iterator[_Piece]:
+    segment = target.segment
+    for start in range(0, segment.length, target.piece):
+        length = min(target.piece, segment.length - start)
+        yield _Piece(source, segment.offset + start, length, dtype, target)
+
+
+def _content_pieces(source: Source, target: _Collected) -> Iterator[_Piece]:
+    """Cut an opaque segment where its content says; the pieces are views of what was read."""
+    segment = target.segment
+    chunker = ContentChunker()
+    at = 0
+    while at < segment.length:
+        length = min(_WINDOW, segment.length - at)
+        window = source.view(segment.offset + at, length, memoryview(bytearray(length)))
+        held = BufferSource([window])
+        used = 0
+        for size in chunker.cut(window, final=at + length == segment.length):
+            yield _Piece(held, used, size, None, target)
+            used += size
+        at += used

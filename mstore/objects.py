@@ -1,0 +1,355 @@
+"""The metadata objects: manifest, snapshot and commit, and their one canonical form.
+
+Each is a msgpack map with its keys in sorted order, the shortest form of every number and text
+in UTF-8 (file names that are not UTF-8 keep their bytes). Equal objects have equal bytes, so
+equal ids. `docs/format.md` is the normative description.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgpack
+
+from mstore.dtypes import BY_NAME
+from mstore.errors import CorruptDataError, InvalidInputError, MstoreError
+from mstore.ids import ID_SIZE, Id, Kind, identify, identify_tensor
+from mstore.layout import Tensor
+
+T = TypeVar("T")
+
+MetadataValue = str | int | float | bool | None | list["MetadataValue"] | dict[str, "MetadataValue"]
+"""What a commit's metadata may hold: the values of JSON."""
+
+MAX_PATH_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class SegmentChunks:
+    """One segment of a file and the chunks that hold its bytes, in order.
+
+    A tensor's chunks are `piece` bytes each (the last may be shorter) and `lengths` is None; the
+    chunks of an opaque segment have the `lengths` listed and `piece` is 0. `ids` is the chunk
+    ids, one after the other.
+    """
+
+    length: int
+    ids: bytes
+    tensor: Tensor | None = None
+    piece: int = 0
+    lengths: tuple[int, ...] | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of chunks."""
+        return len(self.ids) // ID_SIZE
+
+    def chunk_id(self, number: int) -> Id:
+        """The id of chunk `number` of this segment."""
+        return self.ids[number * ID_SIZE : (number + 1) * ID_SIZE]
+
+    def chunks(self) -> Iterator[tuple[Id, int]]:
+        """Every chunk's id and length in bytes, in order."""
+        for number in range(self.count):
+            if self.lengths is not None:
+                length = self.lengths[number]
+            else:
+                length = min(self.piece, self.length - number * self.piece)
+            yield self.chunk_id(number), length
+
+    @cached_property
+    def tensor_id(self) -> Id | None:
+        """The id of this tensor's content (dtype, order, shape, bytes); None when opaque."""
+        if self.tensor is None:
+            return None
+        tensor = self.tensor
+        described = [str(tensor.dtype), tensor.order, list(tensor.shape), self.piece, self.ids]
+        return identify_tensor(pack(described))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One file: its format, its size in bytes, and its segments with their chunks."""
+
+    format: str
+    size: int
+    segments: tuple[SegmentChunks, ...]
+
+    def tensors(self) -> Iterator[tuple[Tensor, SegmentChunks]]:
+        """The segments that are tensors."""
+        for segment in self.segments:
+            if segment.tensor is not None:
+                yield segment.tensor, segment
+
+    def chunks(self) -> Iterator[tuple[Id, int]]:
+        """Every chunk's id and length in bytes, in file order."""
+        for segment in self.segments:
+            yield from segment.chunks()
+
+    def chunk_ids(self) -> bytes:
+        """The ids of all chunks, one after the other, in file order."""
+        return b"".join(segment.ids for segment in self.segments)
+
+    def encode(self) -> bytes:
+        """The canonical bytes."""
+        segments = [_segment_to_map(segment) for segment in self.segments]
+        return pack({"format": self.format, "segments": segments, "size": self.size})
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Manifest":
+        """The manifest in `raw`; raises CorruptDataError when it is not one."""
+        return _decode("manifest", raw, _manifest_from_map)
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a snapshot: which manifest, its size in bytes, and its executable bit."""
+
+    manifest: Id
+    size: int
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of one version, by path (with "/" between folders)."""
+
+    files: Mapping[str, FileEntry]
+
+    def encode(self) -> bytes:
+        """The canonical bytes: rows sorted by the bytes of the path."""
+        rows = [
+            [path, entry.manifest, entry.size, entry.executable]
+            for path, entry in sorted(self.files.items(), key=lambda item: path_bytes(item[0]))
+        ]
+        return pack({"files": rows})
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Snapshot":
+        """The snapshot in `raw`; raises CorruptDataError when it is not one."""
+        return _decode("snapshot", raw, _snapshot_from_map)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One version: a snapshot, where it came from, and what was said about it.
+
+    `time` is microseconds since 1970-01-01 UTC, `zone` the author's minutes east of UTC.
+    """
+
+    snapshot: Id
+    parents: tuple[Id, ...]
+    author: str
+    time: int
+    zone: int
+    message: str
+    metadata: Mapping[str, MetadataValue]
+
+    def encode(self) -> bytes:
+        """The canonical bytes."""
+        return pack(
+            {
+                "author": self.author,
+                "message": self.message,
+                "metadata": check_metadata(self.metadata),
+                "parents": list(self.parents),
+                "snapshot": self.snapshot,
+                "time": self.time,
+                "zone": self.zone,
+            }
+        )
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Commit":
+        """The commit in `raw`; raises CorruptDataError when it is not one."""
+        return _decode("commit", raw, _commit_from_map)
+
+
+MetadataObject = Manifest | Snapshot | Commit
+KIND_OF: dict[type[MetadataObject], Kind] = {
+    Manifest: Kind.MANIFEST,
+    Snapshot: Kind.SNAPSHOT,
+    Commit: Kind.COMMIT,
+}
+
+
+def encode_object(thing: MetadataObject) -> tuple[Kind, Id, bytes]:
+    """Kind, id and canonical bytes of a metadata object."""
+    kind = KIND_OF[type(thing)]
+    raw = thing.encode()
+    return kind, identify(kind, raw), raw
+
+
+def pack(value: object) -> bytes:
+    """`value` as canonical msgpack: sorted maps, shortest numbers."""
+    packed: bytes = msgpack.packb(_sorted(value), unicode_errors="surrogateescape")
+    return packed
+
+
+def unpack(raw: bytes) -> Any:
+    """The value in `raw`; raises ValueError when it is not one msgpack value."""
+    return msgpack.unpackb(raw, unicode_errors="surrogateescape", strict_map_key=True)
+
+
+def path_bytes(path: str) -> bytes:
+    """A path as the operating system spells it; what paths are sorted by."""
+    return path.encode("utf-8", "surrogateescape")
+
+
+def check_path(path: str) -> str:
+    """`path`, if it can name a file inside a directory and nothing outside it.
+
+    Raises InvalidInputError for an absolute path, "..", ".", empty parts, NUL, a backslash-free
+    but overlong path, and anything inside `.mstore`.
+    """
+    parts = path.split("/")
+    if (
+        not path
+        or len(path_bytes(path)) > MAX_PATH_BYTES
+        or "\0" in path
+        or any(part in ("", ".", "..") for part in parts)
+        or parts[0] == ".mstore"
+    ):
+        raise InvalidInputError(f"{path!r} cannot be the path of a file in a version")
+    return path
+
+
+def check_metadata(metadata: Mapping[str, MetadataValue]) -> dict[str, MetadataValue]:
+    """`metadata` as a plain dict; raises InvalidInputError when a value is not of JSON's kinds."""
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not key:
+            raise InvalidInputError(f"metadata key {key!r} is not a text")
+        _check_value(key, value, depth=0)
+    return dict(metadata)
+
+
+def _check_value(where: str, value: object, depth: int) -> None:
+    if depth > 32:
+        raise InvalidInputError(f"metadata {where} is nested too deeply")
+    if value is None or type(value) in (bool, float):
+        return
+    if type(value) is int:
+        if not -(1 << 63) <= value < 1 << 63:
+            raise InvalidInputError(f"metadata {where} holds a number beyond 64 bits")
+    elif type(value) is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError(f"metadata {where} holds text that is not Unicode") from None
+    elif type(value) is list:
+        for number, item in enumerate(value):
+            _check_value(f"{where}[{number}]", item, depth + 1)
+    elif type(value) is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise InvalidInputError(f"metadata {where} has the key {key!r}, which is no text")
+            _check_value(f"{where}.{key}", item, depth + 1)
+    else:
+        raise InvalidInputError(
+            f"metadata {where} is a {type(value).__name__}, which cannot be recorded",
+            hint="use text, numbers, true/false, None, lists and dicts",
+        )
+
+
+def _sorted(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    return value
+
+
+def _segment_to_map(segment: SegmentChunks) -> dict[str, object]:
+    if segment.tensor is None:
+        return {"ids": segment.ids, "lengths": list(segment.lengths or ())}
+    tensor = segment.tensor
+    described: dict[str, object] = {
+        "dtype": tensor.dtype.name,
+        "ids": segment.ids,
+        "name": tensor.name,
+        "piece": segment.piece,
+        "shape": list(tensor.shape),
+    }
+    if tensor.order != "C":
+        described["order"] = tensor.order
+    return described
+
+
+def _decode(what: str, raw: bytes, build: Callable[[dict[str, Any]], T]) -> T:
+    try:
+        fields = unpack(raw)
+        if not isinstance(fields, dict):
+            raise TypeError("not a map")
+        return build(fields)
+    except (MstoreError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CorruptDataError(f"a stored {what} is malformed: {error}") from error
+
+
+def _typed(value: object, expected: type[T]) -> T:
+    if type(value) is not expected:
+        raise TypeError(f"expected {expected.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _id(value: object) -> Id:
+    if len(identifier := _typed(value, bytes)) != ID_SIZE:
+        raise ValueError("an id is not 32 bytes")
+    return identifier
+
+
+def _size(value: object) -> int:
+    if not 0 <= (number := _typed(value, int)) < 1 << 63:
+        raise ValueError("a size is out of range")
+    return number
+
+
+def _manifest_from_map(fields: dict[str, Any]) -> Manifest:
+    segments = tuple(_segment_from_map(_typed(item, dict)) for item in fields["segments"])
+    size = _size(fields["size"])
+    if sum(segment.length for segment in segments) != size:
+        raise ValueError("the segments do not add up to the size")
+    return Manifest(_typed(fields["format"], str), size, segments)
+
+
+def _segment_from_map(fields: dict[str, Any]) -> SegmentChunks:
+    ids = _typed(fields["ids"], bytes)
+    count, rest = divmod(len(ids), ID_SIZE)
+    if rest:
+        raise ValueError("the chunk ids are cut short")
+    if "dtype" not in fields:
+        lengths = tuple(_size(length) for length in fields["lengths"])
+        if len(lengths) != count or 0 in lengths:
+            raise ValueError("the chunk lengths do not match the chunk ids")
+        return SegmentChunks(sum(lengths), ids, lengths=lengths)
+    shape = tuple(_size(extent) for extent in fields["shape"])
+    order = fields.get("order", "C")
+    if order not in ("C", "F"):
+        raise ValueError("unknown element order")
+    tensor = Tensor(_typed(fields["name"], str), BY_NAME[fields["dtype"]], shape, order)
+    piece = _size(fields["piece"])
+    if piece == 0 or -(-tensor.nbytes // piece) != count:
+        raise ValueError(f"tensor {tensor.name!r} has the wrong number of chunks")
+    return SegmentChunks(tensor.nbytes, ids, tensor, piece)
+
+
+def _snapshot_from_map(fields: dict[str, Any]) -> Snapshot:
+    files = {
+        check_path(_typed(path, str)): FileEntry(_id(manifest), _size(size), _typed(bit, bool))
+        for path, manifest, size, bit in fields["files"]
+    }
+    if len(files) != len(fields["files"]):
+        raise ValueError("a path is listed twice")
+    return Snapshot(files)
+
+
+def _commit_from_map(fields: dict[str, Any]) -> Commit:
+    return Commit(
+        snapshot=_id(fields["snapshot"]),
+        parents=tuple(_id(parent) for parent in fields["parents"]),
+        author=_typed(fields["author"], str),
+        time=_typed(fields["time"], int),
+        zone=_typed(fields["zone"], int),
+        message=_typed(fields["message"], str),
+        metadata=_typed(fields["metadata"], dict),
+    )

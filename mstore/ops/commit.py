@@ -1,0 +1,153 @@
+"""Recording a version: store the files' chunks, then publish a commit on a branch."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from mstore.chunking import DEFAULT_CHUNK_SIZE
+from mstore.chunkstore import Session, StaleSessionError
+from mstore.database import Database
+from mstore.errors import ConflictError
+from mstore.ids import Id
+from mstore.ingest import FileToStore, Ingest
+from mstore.objects import Commit, FileEntry, MetadataValue, Snapshot
+from mstore.ops.reachable import with_rescued
+from mstore.rootlog import Root, now
+
+_ATTEMPTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a commit goes: a branch of a model, and the commit its tip must still be at.
+
+    `tip` is None for a branch that does not exist yet. `parents` are those of the new commit.
+    """
+
+    model: str
+    branch: str
+    tip: Id | None
+    parents: tuple[Id, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is said about a version. `zone` is the author's minutes east of UTC."""
+
+    author: str
+    message: str = ""
+    zone: int = 0
+    metadata: Mapping[str, MetadataValue] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a commit came to. `created` is False when there was nothing to commit.
+
+    `logical` is the bytes of all files of the version, `read` those of the files looked at,
+    `stored` the bytes that were added to the repository.
+    """
+
+    id: Id
+    created: bool
+    snapshot: Snapshot
+    logical: int
+    read: int
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The files of a version: those to be stored, and those carried over as they are.
+
+    `open_files` is called anew for every attempt. `executable` names the paths of files with
+    the executable bit.
+    """
+
+    open_files: Callable[[], Iterable[FileToStore]]
+    carried: Mapping[str, FileEntry]
+    executable: frozenset[str] = frozenset()
+
+
+def record(
+    db: Database,
+    target: Target,
+    content: Content,
+    description: Description,
+    *,
+    threads: int | None = None,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> Recorded:
+    """Store a version and make it the tip of the target branch.
+
+    When this returns, the version is durable. Raises ConflictError when the branch moved or a
+    file changed meanwhile; then nothing is recorded, and what was stored serves the next try.
+    `progress` is told how many more bytes of the files are done.
+    """
+    for _attempt in range(_ATTEMPTS):
+        try:
+            with Session(db) as session:
+                ingest = Ingest(session, threads=threads, chunk_size=chunk_size, progress=progress)
+                return _record(db, session, ingest, target, content, description)
+        except StaleSessionError:
+            # gc removed chunks this attempt relied on; the next one stores them again.
+            db.refresh()
+    raise ConflictError(
+        "garbage collections kept removing what this commit relies on",
+        hint="repeat the commit when no gc runs",
+    )
+
+
+def _record(
+    db: Database,
+    session: Session,
+    ingest: Ingest,
+    target: Target,
+    content: Content,
+    description: Description,
+) -> Recorded:
+    files = dict(content.carried)
+    read = 0
+    for file, manifest in ingest.store(content.open_files()):
+        read += manifest.size
+        executable = file.path in content.executable
+        files[file.path] = FileEntry(session.add_object(manifest), manifest.size, executable)
+    snapshot = Snapshot(files)
+    snapshot_id = session.add_object(snapshot)
+    logical = sum(entry.size for entry in files.values())
+    metadata = dict(description.metadata or {})
+    if target.parents and target.tip == target.parents[0]:
+        parent = db.commit(target.parents[0])
+        if parent.snapshot == snapshot_id and metadata in ({}, parent.metadata):
+            return Recorded(target.parents[0], False, snapshot, logical, read, 0)
+    commit_id = session.add_object(
+        Commit(
+            snapshot=snapshot_id,
+            parents=target.parents,
+            author=description.author,
+            time=now(),
+            zone=description.zone,
+            message=description.message,
+            metadata=metadata,
+        )
+    )
+    session.publish(
+        lambda root: move_branch(db, root, target, commit_id),
+        action=f"commit {commit_id.hex()[:12]} on {target.branch}",
+        author=description.author,
+    )
+    return Recorded(commit_id, True, snapshot, logical, read, session.stored)
+
+
+def move_branch(db: Database, root: Root, target: Target, commit: Id) -> Root:
+    """`root` with the target branch at `commit`; raises ConflictError when its tip moved."""
+    refs = root.refs(target.model)
+    tip = refs.branches.get(target.branch)
+    if tip != target.tip:
+        raise ConflictError(
+            f"branch {target.branch} moved to {tip.hex()[:12] if tip else 'nothing'} "
+            "while this version was being recorded; nothing was recorded",
+            hint="look at it with `mstore log`, then commit onto a new branch with --branch NAME",
+        )
+    kept = with_rescued(db, root, target.parents)
+    return replace(kept.with_refs(target.model, refs.with_branch(target.branch, commit)))

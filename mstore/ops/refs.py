@@ -1,0 +1,120 @@
+"""Branches and tags: create, move, delete; and going back to earlier refs (`undo`)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mstore.database import Database
+from mstore.errors import ConflictError, InvalidInputError, NotFoundError
+from mstore.ids import Id
+from mstore.ops.reachable import with_rescued
+from mstore.ops.revisions import check_name
+from mstore.rootlog import Root
+
+
+def create_branch(db: Database, model: str, name: str, commit: Id, *, author: str) -> None:
+    """Make branch `name` at `commit`; raises ConflictError when it exists."""
+    check_name("branch", name)
+    check_name("model", model)
+
+    def change(root: Root) -> Root:
+        refs = root.refs(model)
+        if name in refs.branches:
+            raise ConflictError(
+                f"branch {name} exists already, at {refs.branches[name].hex()[:12]}",
+                hint=f"delete it first with: mstore branch --delete {name}",
+            )
+        kept = with_rescued(db, root, [commit])
+        return kept.with_refs(model, refs.with_branch(name, commit))
+
+    db.publish(change, action=f"branch {name}", author=author)
+
+
+def create_tag(db: Database, model: str, name: str, commit: Id, *, author: str) -> None:
+    """Make tag `name` at `commit`; raises ConflictError when it exists."""
+    check_name("tag", name)
+    check_name("model", model)
+
+    def change(root: Root) -> Root:
+        refs = root.refs(model)
+        if name in refs.tags:
+            raise ConflictError(
+                f"tag {name} exists already, at {refs.tags[name].hex()[:12]}",
+                hint=f"delete it first with: mstore tag --delete {name}",
+            )
+        kept = with_rescued(db, root, [commit])
+        return kept.with_refs(model, refs.with_tag(name, commit))
+
+    db.publish(change, action=f"tag {name}", author=author)
+
+
+def delete_branch(db: Database, model: str, name: str, *, author: str) -> Id:
+    """Delete branch `name`; returns where it was. Raises NotFoundError when there is none."""
+    where: list[Id] = []
+
+    def change(root: Root) -> Root:
+        refs = root.refs(model)
+        where[:] = [_there(refs.branches, "branch", name)]
+        return root.with_refs(model, refs.with_branch(name, None))
+
+    db.publish(change, action=f"delete branch {name}", author=author)
+    return where[0]
+
+
+def delete_tag(db: Database, model: str, name: str, *, author: str) -> Id:
+    """Delete tag `name`; returns where it was. Raises NotFoundError when there is none."""
+    where: list[Id] = []
+
+    def change(root: Root) -> Root:
+        refs = root.refs(model)
+        where[:] = [_there(refs.tags, "tag", name)]
+        return root.with_refs(model, refs.with_tag(name, None))
+
+    db.publish(change, action=f"delete tag {name}", author=author)
+    return where[0]
+
+
+def undo(db: Database, *, author: str, to: int | None = None) -> Root:
+    """Publish the refs as they were before the last operation that changed them.
+
+    Doing it again goes back one operation further; `to` goes to the refs of that root instead
+    (also forward again). Returns the root whose refs are back. Raises NotFoundError when the log
+    does not reach that far, ConflictError when gc has removed what those refs need.
+    """
+    goal: list[Root] = []
+
+    def change(root: Root) -> Root | None:
+        target = _root_to_restore(db, root, to)
+        goal[:] = [target]
+        if target.models == root.models:
+            return None
+        kept = with_rescued(db, root, sorted(target.tips()))
+        return replace(kept, models=target.models, restores=target.number)
+
+    db.publish(change, action=f"undo to {to}" if to else "undo", author=author)
+    return goal[0]
+
+
+def _root_to_restore(db: Database, root: Root, to: int | None) -> Root:
+    if to is not None:
+        if not 1 <= to <= root.number:
+            raise InvalidInputError(f"there is no root {to}", hint="see: mstore reflog")
+        try:
+            return db.log.read(to)
+        except NotFoundError:
+            raise NotFoundError(f"root {to} is no longer kept", hint="see: mstore reflog") from None
+    roots = {kept.number: kept for kept in db.log.history()}
+    # A root made by an undo stands for the root it restored: what lies between is undone already.
+    position = root.number
+    while (restored := roots.get(position, root).restores) is not None and restored < position:
+        position = restored
+    for number in sorted(roots, reverse=True):
+        if number < position and roots[number].models != root.models:
+            return roots[number]
+    raise NotFoundError("there is nothing to undo", hint="see: mstore reflog")
+
+
+def _there(names: Mapping[str, Id], kind: str, name: str) -> Id:
+    if name not in names:
+        known = ", ".join(sorted(names)[:8]) or "none"
+        raise NotFoundError(f"there is no {kind} {name!r}", hint=f"those there are: {known}")
+    return names[name]

@@ -1,0 +1,84 @@
+"""Which commit a person means: `main`, `v1`, `3f9a`, `HEAD`, `main~2`, `v1^`."""
+
+import re
+from difflib import get_close_matches
+
+from mstore.database import Database
+from mstore.errors import InvalidInputError, NotFoundError
+from mstore.ids import Id
+from mstore.rootlog import Refs
+
+DEFAULT_MODEL = "default"
+DEFAULT_BRANCH = "main"
+
+_NAME = re.compile(r"[^\s\x00-\x20\x7f~^:*?\[\\]+")
+_HEX = re.compile(r"[0-9a-f]{4,64}")
+_STEP = re.compile(r"\^|~(\d*)")
+_SPLIT = re.compile(r"([^~^]+)((?:\^|~\d*)*)")
+
+
+def check_name(kind: str, name: str) -> str:
+    """`name`, if a branch, tag or model (`kind`) may be called so; else InvalidInputError."""
+    parts = name.split("/")
+    if (
+        not _NAME.fullmatch(name)
+        or not name.isprintable()
+        or len(name) > 200
+        or name == "HEAD"
+        or name.startswith("-")
+        or any(part in ("", ".", "..") for part in parts)
+    ):
+        raise InvalidInputError(
+            f"{name!r} cannot be the name of a {kind}",
+            hint="use letters, digits and - _ . /, without spaces",
+        )
+    return name
+
+
+def resolve(db: Database, model: str, revision: str, head: Id | None = None) -> Id:
+    """The commit that `revision` names in `model`; `head` is what HEAD stands for.
+
+    Without a working directory HEAD is the tip of the default branch. Raises NotFoundError with
+    the nearest names, InvalidInputError for what is no revision, or an ambiguous id prefix.
+    """
+    if not (match := _SPLIT.fullmatch(revision)):
+        raise InvalidInputError(f"{revision!r} is not a revision")
+    commit = _base(db, model, match[1], head)
+    for step in _STEP.finditer(match[2]):
+        for _ in range(int(step[1] or 1) if step[0].startswith("~") else 1):
+            if not (parents := db.commit(commit).parents):
+                raise NotFoundError(
+                    f"{revision} goes back further than the history: "
+                    f"{commit.hex()[:12]} has no parent"
+                )
+            commit = parents[0]
+    return commit
+
+
+def _base(db: Database, model: str, name: str, head: Id | None) -> Id:
+    refs = db.root.refs(model)
+    if name in ("HEAD", "@"):
+        if (commit := head or refs.branches.get(DEFAULT_BRANCH)) is None:
+            raise NotFoundError("there are no commits yet", hint="make one with: mstore commit")
+        return commit
+    for names in (refs.branches, refs.tags):
+        if name in names:
+            return names[name]
+    if _HEX.fullmatch(name):
+        found = db.commits_with_prefix(name)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            listed = ", ".join(commit.hex()[: len(name) + 4] for commit in found[:5])
+            raise InvalidInputError(f"{name} is short for several commits: {listed}")
+    raise _unknown(name, model, refs, db)
+
+
+def _unknown(name: str, model: str, refs: Refs, db: Database) -> NotFoundError:
+    names = [*refs.branches, *refs.tags]
+    if not names and model not in db.root.models and db.root.models:
+        near = ", ".join(sorted(db.root.models))
+        return NotFoundError(f"there is no model {model!r}", hint=f"models here: {near}")
+    close = get_close_matches(name, names, n=3, cutoff=0.4) or sorted(names)[:5]
+    hint = f"nearest names: {', '.join(close)}" if close else "there are no commits yet"
+    return NotFoundError(f"unknown revision {name!r}", hint=hint)

@@ -1,0 +1,341 @@
+"""The root log: numbered immutable objects that say which version of everything is current.
+
+Root n+1 is published by creating it only if absent, so there is no lock, and no stale lock. The
+newest number wins. Every root names the hash of the one before it, so the log is a chain, and
+it is also the history of the repository itself (`reflog`, `undo`).
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import xxhash
+import zstandard
+
+from mstore.errors import (
+    CorruptDataError,
+    DurabilityError,
+    MstoreError,
+    NoRepositoryError,
+    NotFoundError,
+    StorageError,
+    UnsupportedVersionError,
+)
+from mstore.ids import ID_SIZE, Id, identify_root
+from mstore.index import IndexRef
+from mstore.objects import pack, unpack
+from mstore.storage.base import Storage
+
+FORMAT_VERSION = 1
+"""The version of the repository format this package writes, and the newest it reads."""
+
+KEEP_ROOTS = 500
+"""How many roots stay as the history of the repository; older ones are pruned."""
+
+_PRUNE_EVERY = 50
+_MAGIC = b"MSTORERT"
+_PREFIX = "roots/"
+_MAX_ROOT_SIZE = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """The branches and tags of one model: name -> commit id."""
+
+    branches: Mapping[str, Id] = field(default_factory=dict)
+    tags: Mapping[str, Id] = field(default_factory=dict)
+
+    def with_branch(self, name: str, commit: Id | None) -> "Refs":
+        """These refs with branch `name` at `commit`, or without it when None."""
+        return replace(self, branches=_with(self.branches, name, commit))
+
+    def with_tag(self, name: str, commit: Id | None) -> "Refs":
+        """These refs with tag `name` at `commit`, or without it when None."""
+        return replace(self, tags=_with(self.tags, name, commit))
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """The state of a repository after one operation.
+
+    `indexes` lists the live indexes of chunks, `metadata_indexes` those of metadata; `condemned`
+    and `doomed` are keys of stored objects on their way out (see `ops.gc`). `nonce` tells two
+    writers' attempts apart; `time` is microseconds since 1970-01-01 UTC. `restores` is the number
+    of the root whose refs an undo brought back, else None.
+    """
+
+    number: int
+    previous: Id
+    nonce: bytes
+    time: int
+    author: str
+    action: str
+    repository: str
+    models: Mapping[str, Refs]
+    indexes: tuple[IndexRef, ...] = ()
+    metadata_indexes: tuple[IndexRef, ...] = ()
+    condemned: frozenset[str] = frozenset()
+    doomed: frozenset[str] = frozenset()
+    restores: int | None = None
+
+    def refs(self, model: str) -> Refs:
+        """The refs of `model`, empty when there is no such model."""
+        return self.models.get(model, Refs())
+
+    def with_refs(self, model: str, refs: Refs) -> "Root":
+        """This root with other refs for `model`; a model with none left is dropped."""
+        models = {name: kept for name, kept in self.models.items() if name != model}
+        if refs.branches or refs.tags:
+            models[model] = refs
+        return replace(self, models=models)
+
+    def tips(self) -> set[Id]:
+        """Every commit that a branch or tag of any model names."""
+        return {
+            commit
+            for refs in self.models.values()
+            for names in (refs.branches, refs.tags)
+            for commit in names.values()
+        }
+
+    def all_indexes(self) -> tuple[IndexRef, ...]:
+        """The live indexes of both kinds."""
+        return self.indexes + self.metadata_indexes
+
+
+class RootLog:
+    """The log of one repository in a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+
+    def create(self, author: str) -> Root:
+        """Publish the first root; raises StorageError if a repository is already here."""
+        root = Root(
+            number=1,
+            previous=bytes(ID_SIZE),
+            nonce=os.urandom(16),
+            time=now(),
+            author=author,
+            action="init",
+            repository=os.urandom(16).hex(),
+            models={},
+        )
+        if self.numbers() or not self.storage.put(root_key(1), [encode(root)]):
+            raise StorageError(f"there is already a repository in {self.storage.location}")
+        return root
+
+    def numbers(self) -> list[int]:
+        """The numbers of the roots there are, ascending."""
+        return [
+            int(info.key.removeprefix(_PREFIX))
+            for info in self.storage.list(_PREFIX)
+            if info.key.removeprefix(_PREFIX).isdecimal()
+        ]
+
+    def newest(self) -> Root:
+        """The current root; raises NoRepositoryError when there is none."""
+        for _attempt in range(8):
+            numbers = self.numbers()
+            if not numbers:
+                break
+            try:
+                return self.read(numbers[-1])
+            except NotFoundError:
+                # Pruned between listing and reading: then there is a newer one.
+                continue
+        raise NoRepositoryError(
+            f"no mstore repository in {self.storage.location}", hint="make one with: mstore init"
+        )
+
+    def read(self, number: int) -> Root:
+        """Root `number`; raises NotFoundError (pruned or never there) or CorruptDataError."""
+        return decode(self.storage.get(root_key(number)), number)
+
+    def history(self) -> Iterator[Root]:
+        """The roots that are kept, newest first."""
+        for number in reversed(self.numbers()):
+            try:
+                yield self.read(number)
+            except NotFoundError:
+                return
+
+    def publish(self, base: Root, changed: Root, *, action: str, author: str) -> Root | None:
+        """Publish `changed` as the successor of `base`; None when somebody else was first.
+
+        The new root is durable when this returns it. Raises DurabilityError when it may not be.
+        """
+        try:
+            previous = identify_root(self.storage.get(root_key(base.number)))
+        except NotFoundError:
+            return None
+        root = replace(
+            changed,
+            number=base.number + 1,
+            previous=previous,
+            nonce=os.urandom(16),
+            time=now(),
+            author=author,
+            action=action,
+        )
+        try:
+            created = self.storage.put(root_key(root.number), [encode(root)])
+        except DurabilityError:
+            raise
+        except StorageError:
+            # A lost response is not a lost write: look whether it is there and is ours.
+            if not self._is_ours(root):
+                raise
+            created = True
+        if not created and not self._is_ours(root):
+            return None
+        if not self._is_linked(root):
+            return None
+        if root.number % _PRUNE_EVERY == 0:
+            self._prune(root.number - KEEP_ROOTS)
+        return root
+
+    def _is_ours(self, root: Root) -> bool:
+        try:
+            return self.read(root.number).nonce == root.nonce
+        except NotFoundError:
+            return False
+
+    def _is_linked(self, root: Root) -> bool:
+        """Whether `root` stands in the chain.
+
+        A writer that slept while the log moved on and was pruned can create a number that was
+        used before. Roots are pruned in ascending order, so then the root before it is gone too.
+        If that one is gone, `root` counts only if it is the newest or its successor names it.
+        """
+        if self.storage.head(root_key(root.number - 1)):
+            return True
+        if self.numbers()[-1] == root.number:
+            return True
+        try:
+            successor = self.read(root.number + 1)
+            return successor.previous == identify_root(self.storage.get(root_key(root.number)))
+        except NotFoundError:
+            return False
+
+    def _prune(self, last: int) -> None:
+        for number in self.numbers():
+            if number > last:
+                return
+            self.storage.delete(root_key(number))
+
+
+def update(
+    log: RootLog, change: Callable[[Root], Root | None], *, action: str, author: str
+) -> Root:
+    """Publish what `change` makes of the newest root, again from the top after a lost race.
+
+    `change` raises ConflictError when what it relied on has moved; it returns None when there is
+    nothing to do, and then the newest root is returned unchanged.
+    """
+    while True:
+        base = log.newest()
+        changed = change(base)
+        if changed is None:
+            return base
+        if (published := log.publish(base, changed, action=action, author=author)) is not None:
+            return published
+
+
+def now() -> int:
+    """Microseconds since 1970-01-01 UTC."""
+    return time.time_ns() // 1000
+
+
+def root_key(number: int) -> str:
+    """The storage key of root `number`."""
+    return f"{_PREFIX}{number:020}"
+
+
+def encode(root: Root) -> bytes:
+    """The bytes of a root as stored: magic, version, checksum, compressed msgpack."""
+    body = pack(
+        {
+            "action": root.action,
+            "author": root.author,
+            "condemned": sorted(root.condemned),
+            "doomed": sorted(root.doomed),
+            "indexes": [_encode_index(ref) for ref in root.indexes],
+            "metadata_indexes": [_encode_index(ref) for ref in root.metadata_indexes],
+            "models": {
+                name: {"branches": dict(refs.branches), "tags": dict(refs.tags)}
+                for name, refs in root.models.items()
+            },
+            "nonce": root.nonce,
+            "number": root.number,
+            "previous": root.previous,
+            "repository": root.repository,
+            "restores": root.restores,
+            "time": root.time,
+        }
+    )
+    payload = zstandard.ZstdCompressor(level=3).compress(body)
+    head = _MAGIC + FORMAT_VERSION.to_bytes(4, "little")
+    checksum = xxhash.xxh3_64_intdigest(head + payload)
+    return head + checksum.to_bytes(8, "little") + payload
+
+
+def decode(stored: bytes, number: int) -> Root:
+    """The root in `stored`; raises CorruptDataError or UnsupportedVersionError."""
+    where = f"root {number}"
+    if len(stored) < 20 or not stored.startswith(_MAGIC):
+        raise CorruptDataError(f"{where} does not start as a root does")
+    head, checksum, payload = stored[:12], stored[12:20], stored[20:]
+    # The version is looked at first: a newer format may be checked in another way.
+    if (version := int.from_bytes(head[8:], "little")) > FORMAT_VERSION:
+        raise UnsupportedVersionError(
+            f"the repository is of format {version}; this mstore reads up to {FORMAT_VERSION}",
+            hint="upgrade mstore",
+        )
+    if xxhash.xxh3_64_intdigest(head + payload) != int.from_bytes(checksum, "little"):
+        raise CorruptDataError(f"{where} is damaged")
+    try:
+        size = zstandard.get_frame_parameters(payload).content_size
+        if size > _MAX_ROOT_SIZE:
+            raise ValueError("it claims to be too large")
+        root = _root_from_map(unpack(zstandard.ZstdDecompressor().decompress(payload)))
+    except (MstoreError, KeyError, TypeError, ValueError, zstandard.ZstdError) as error:
+        raise CorruptDataError(f"{where} is malformed: {error}") from error
+    if root.number != number:
+        raise CorruptDataError(f"{where} says that it is root {root.number}")
+    return root
+
+
+def _root_from_map(fields: dict[str, Any]) -> Root:
+    models = {
+        name: Refs(dict(refs["branches"]), dict(refs["tags"]))
+        for name, refs in fields["models"].items()
+    }
+    return Root(
+        number=int(fields["number"]),
+        previous=bytes(fields["previous"]),
+        nonce=bytes(fields["nonce"]),
+        time=int(fields["time"]),
+        author=str(fields["author"]),
+        action=str(fields["action"]),
+        repository=str(fields["repository"]),
+        models=models,
+        indexes=tuple(IndexRef(*row) for row in fields["indexes"]),
+        metadata_indexes=tuple(IndexRef(*row) for row in fields["metadata_indexes"]),
+        condemned=frozenset(fields["condemned"]),
+        doomed=frozenset(fields["doomed"]),
+        restores=fields["restores"],
+    )
+
+
+def _encode_index(ref: IndexRef) -> list[object]:
+    return [ref.name, ref.count, ref.size]
+
+
+def _with(names: Mapping[str, Id], name: str, commit: Id | None) -> dict[str, Id]:
+    changed = {other: value for other, value in names.items() if other != name}
+    if commit is not None:
+        changed[name] = commit
+    return changed
