@@ -14,7 +14,7 @@ import numpy as np
 from mstore.bulkindex import as_ids, locate, merge
 from mstore.codecs import general
 from mstore.database import Database
-from mstore.errors import StorageError
+from mstore.errors import NotFoundError, StorageError
 from mstore.ids import Buffer, Id, Kind
 from mstore.index import Index, IndexRef, encode_entries, new_index_name
 from mstore.objects import MetadataObject, encode_object
@@ -47,7 +47,7 @@ class _Shelf:
         self.refs: list[IndexRef] = []
         self.indexes: list[Index] = []
         self.relied = bytearray()
-        self.stored = 0
+        self.packed = 0
 
     def holds(self, identifier: Id) -> bool:
         """Whether this session stores `identifier` itself."""
@@ -66,7 +66,7 @@ class _Shelf:
             self.session.put_later(key, self.pack.parts)
             self.pack_keys.append(key)
             self.entries.extend(self.pack.entries)
-            self.stored += self.pack.size
+            self.packed += self.pack.size
             self.pack = PackWriter(self.kind)
         if len(self.entries) >= _ENTRIES_PER_INDEX:
             self.store_index()
@@ -77,7 +77,6 @@ class _Shelf:
             ref = store_index(self.session.db.storage, encode_entries(self.entries))
             self.refs.append(ref)
             self.indexes.extend(self.session.db.opened([ref]))
-            self.stored += ref.size
             self.claimed.difference_update(entry.id for entry in self.entries)
             self.entries.clear()
 
@@ -102,7 +101,13 @@ class Session:
     @property
     def stored(self) -> int:
         """Bytes of packs and indexes handed to the storage so far."""
-        return self._chunks.stored + self._metadata.stored
+        refs = (*self._chunks.refs, *self._metadata.refs)
+        return self.stored_packs + sum(ref.size for ref in refs)
+
+    @property
+    def stored_packs(self) -> int:
+        """Bytes of packs handed to the storage so far."""
+        return self._chunks.packed + self._metadata.packed
 
     def claim(self, ids: Sequence[Id]) -> list[bool]:
         """Which of these chunks the caller must encode and append: True for each new one.
@@ -160,18 +165,24 @@ class Session:
         if not put.result():
             raise StorageError("a pack's random name was taken already; nothing was published")
 
-    def publish(self, change: Callable[[Root], Root], *, action: str, author: str) -> Root:
-        """Make everything durable, then name it in a new root made by `change`.
-
-        Raises what `change` raises (ConflictError), and StaleSessionError when gc removed
-        something this session stored or relied on.
-        """
+    def store(self) -> tuple[list[IndexRef], list[IndexRef]]:
+        """Make all packs and their indexes durable; the new indexes of chunks and of metadata."""
         for shelf in (self._chunks, self._metadata):
             shelf.seal()
         while self._puts:
             self._finish(self._puts.pop(0))
         for shelf in (self._chunks, self._metadata):
             shelf.store_index()
+        return self._chunks.refs, self._metadata.refs
+
+    def publish(self, change: Callable[[Root], Root], *, action: str, author: str) -> Root:
+        """Make everything durable, then name it in a new root made by `change`.
+
+        Raises what `change` raises (ConflictError), and StaleSessionError when gc removed
+        something this session stored or relied on.
+        """
+        self.store()
+        self.db.refresh()
         merges = (
             self._merge((*self.db.root.indexes, *self._chunks.refs)),
             self._merge((*self.db.root.metadata_indexes, *self._metadata.refs)),
@@ -187,14 +198,19 @@ class Session:
             rescued = replace(root, condemned=root.condemned - keys)
             return replace(change(rescued), indexes=indexes, metadata_indexes=metadata)
 
-        root = self.db.publish(apply, action=action, author=author)
-        self.db.refresh()
-        return root
+        return self.db.publish(apply, action=action, author=author)
 
     def _merge(self, refs: Sequence[IndexRef]) -> "tuple[set[str], IndexRef] | None":
         """Merge indexes of about the same size; the inputs' names and the result."""
-        chosen = choose_merge(refs)
-        return ({ref.name for ref in chosen}, merge_indexes(self.db, chosen)) if chosen else None
+        if not (chosen := choose_merge(refs)):
+            return None
+        try:
+            opened = self.db.opened(chosen)
+        except NotFoundError:
+            # gc took one that a newer root no longer lists. Merging can wait.
+            return None
+        merged = store_index(self.db.storage, merge(opened, [None] * len(opened)))
+        return {ref.name for ref in chosen}, merged
 
     def _with_new(
         self,
@@ -237,12 +253,6 @@ def store_index(storage: Storage, parts: list[Buffer]) -> IndexRef:
     ref = IndexRef(new_index_name(), len(index), sum(len(part) for part in parts))
     storage.put(ref.key, parts)
     return ref
-
-
-def merge_indexes(db: Database, refs: Iterable[IndexRef]) -> IndexRef:
-    """Store one index with the records of all of `refs`."""
-    opened = db.opened(refs)
-    return store_index(db.storage, merge(opened, [None] * len(opened)))
 
 
 def choose_merge(refs: Iterable[IndexRef]) -> list[IndexRef]:

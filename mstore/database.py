@@ -42,16 +42,24 @@ class Database:
         return cls(storage, RootLog(storage).create(author))
 
     def refresh(self) -> Root:
-        """Look for a newer root; the indexes it no longer lists are forgotten."""
-        self.root = self.log.newest()
-        live = {ref.name for ref in self.root.all_indexes()}
-        self._opened = {name: index for name, index in self._opened.items() if name in live}
-        return self.root
+        """Look for a newer root."""
+        return self._adopt(self.log.newest())
 
     def publish(self, change: Callable[[Root], Root | None], *, action: str, author: str) -> Root:
         """Publish a change of refs or marks (see `rootlog.update`)."""
-        self.root = update(self.log, change, action=action, author=author)
-        return self.root
+        return self._adopt(update(self.log, change, action=action, author=author))
+
+    def publish_once(self, base: Root, changed: Root, *, action: str, author: str) -> Root | None:
+        """Publish `changed` as the successor of `base`, or None when another came first."""
+        published = self.log.publish(base, changed, action=action, author=author)
+        return self._adopt(published) if published else None
+
+    def _adopt(self, root: Root) -> Root:
+        """Make `root` the current one; indexes it does not list need not stay open."""
+        self.root = root
+        live = {ref.name for ref in root.all_indexes()}
+        self._opened = {name: index for name, index in self._opened.items() if name in live}
+        return root
 
     def opened(self, refs: Iterable[IndexRef]) -> list[Index]:
         """The given indexes, newest first, mapped; raises NotFoundError when one is gone."""
@@ -157,7 +165,12 @@ class Database:
             seen.add(identifier)
             commit = self.commit(identifier)
             yield identifier, commit
-            waiting.extend(commit.parents)
+            waiting.extend(self.parents(commit))
+
+    def parents(self, commit: Commit) -> tuple[Id, ...]:
+        """The parents of `commit` that are kept; the history may be cut short by gc."""
+        forgotten = self.root.forgotten
+        return tuple(parent for parent in commit.parents if parent not in forgotten)
 
     def _object(self, kind: Kind, identifier: Id, what: type[T]) -> T:
         cached = self._cache.get(identifier)

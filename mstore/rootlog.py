@@ -61,8 +61,9 @@ class Root:
     """The state of a repository after one operation.
 
     `indexes` lists the live indexes of chunks, `metadata_indexes` those of metadata; `condemned`
-    and `doomed` are keys of stored objects on their way out (see `ops.gc`). `nonce` tells two
-    writers' attempts apart; `time` is microseconds since 1970-01-01 UTC. `restores` is the number
+    and `doomed` are keys of stored objects on their way out (see `ops.gc`). `forgotten` are commits
+    that others name as parents but that are not kept any more. `nonce` tells two writers'
+    attempts apart; `time` is microseconds since 1970-01-01 UTC. `restores` is the number
     of the root whose refs an undo brought back, else None.
     """
 
@@ -78,6 +79,7 @@ class Root:
     metadata_indexes: tuple[IndexRef, ...] = ()
     condemned: frozenset[str] = frozenset()
     doomed: frozenset[str] = frozenset()
+    forgotten: frozenset[Id] = frozenset()
     restores: int | None = None
 
     def refs(self, model: str) -> Refs:
@@ -237,7 +239,13 @@ def update(
     """
     while True:
         base = log.newest()
-        changed = change(base)
+        try:
+            changed = change(base)
+        except NotFoundError:
+            # Something that this root names may be gone because there is a newer one by now.
+            if log.newest().number == base.number:
+                raise
+            continue
         if changed is None:
             return base
         if (published := log.publish(base, changed, action=action, author=author)) is not None:
@@ -262,6 +270,7 @@ def encode(root: Root) -> bytes:
             "author": root.author,
             "condemned": sorted(root.condemned),
             "doomed": sorted(root.doomed),
+            "forgotten": sorted(root.forgotten),
             "indexes": [_encode_index(ref) for ref in root.indexes],
             "metadata_indexes": [_encode_index(ref) for ref in root.metadata_indexes],
             "models": {
@@ -326,6 +335,7 @@ def _root_from_map(fields: dict[str, Any]) -> Root:
         metadata_indexes=tuple(IndexRef(*row) for row in fields["metadata_indexes"]),
         condemned=frozenset(fields["condemned"]),
         doomed=frozenset(fields["doomed"]),
+        forgotten=frozenset(fields["forgotten"]),
         restores=fields["restores"],
     )
 

@@ -46,10 +46,10 @@ def resolve(db: Database, model: str, revision: str, head: Id | None = None) -> 
     commit = _base(db, model, match[1], head)
     for step in _STEP.finditer(match[2]):
         for _ in range(int(step[1] or 1) if step[0].startswith("~") else 1):
-            if not (parents := db.commit(commit).parents):
+            if not (parents := db.parents(db.commit(commit))):
                 raise NotFoundError(
                     f"{revision} goes back further than the history: "
-                    f"{commit.hex()[:12]} has no parent"
+                    f"{commit.hex()[:12]} has no parent here"
                 )
             commit = parents[0]
     return commit

@@ -1,0 +1,285 @@
+"""Garbage collection: delete what no ref reaches, beside writers and readers, without a clock.
+
+1. Read the root, mark what the refs reach, copy what lives out of packs that are mostly dead,
+   and see which stored objects the new state does not need.
+2. Publish the new indexes, with those objects as `condemned`. (Lost race: start over.)
+3. Publish as `doomed` what is still condemned. A writer whose own new pack was condemned has
+   taken it off the list by publishing; one that comes later sees it doomed and writes again.
+4. Delete the doomed objects. 5. Publish that they are gone.
+
+Killed at any point, the next gc finishes the work. A reader that finds a pack gone looks at the
+newest root again, which knows where its chunks have moved.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mstore.bulkindex import columns, merge
+from mstore.chunkstore import Session, store_index
+from mstore.database import Database
+from mstore.errors import InvalidInputError
+from mstore.ids import Id, Kind
+from mstore.index import Index, IndexRef
+from mstore.ops.marks import Marks, Reached
+from mstore.pack import RECORD_HEADER_SIZE, pack_key, read_record
+from mstore.rootlog import Root
+
+_MIN_LIVE = 0.5
+_SMALL_PACK = 4 << 20
+_MANY_SMALL_PACKS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LostCommit:
+    """A commit that no ref reaches any more, so that gc removes it."""
+
+    id: Id
+    time: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What gc did, or would do. Sizes are bytes of stored objects.
+
+    `commits` stay and `lost` go; `packs` stay as they are, `rewritten` are replaced by smaller
+    ones and `deleted` go, with `indexes` that nothing lists. `kept` is what the repository holds
+    afterwards, `freed` what it holds less than before.
+    """
+
+    commits: int
+    lost: tuple[LostCommit, ...]
+    packs: int
+    rewritten: int
+    deleted: int
+    indexes: int
+    kept: int
+    freed: int
+    leftovers: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """The plan for one kind of packs: the listed indexes, which rows live, which packs to copy."""
+
+    refs: tuple[IndexRef, ...]
+    marks: Marks
+    live: dict[str, int]
+    rewrite: frozenset[str]
+
+    @property
+    def changes(self) -> bool:
+        """Whether the list of indexes must change: a listed row is dead or moves."""
+        return bool(self.rewrite) or not all(mask.all() for mask in self.marks.masks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    root: Root
+    sizes: dict[str, int]
+    chunks: _Shelf
+    metadata: _Shelf
+    commits: int
+    lost: tuple[LostCommit, ...]
+    forgotten: frozenset[Id]
+    garbage: frozenset[str]
+
+
+def collect(
+    db: Database,
+    *,
+    author: str,
+    dry_run: bool = False,
+    keep_last: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Delete what no branch or tag reaches; see the module's docstring for how.
+
+    `keep_last` keeps only so many of the newest versions of each branch, besides tagged ones.
+    Raises CorruptDataError, having deleted nothing, when something that is reached is missing.
+    `progress` is told how many more bytes were copied out of mostly dead packs.
+    """
+    if keep_last is not None and keep_last < 1:
+        raise InvalidInputError("gc must keep at least one version of each branch")
+    while True:
+        plan = _plan(db, db.refresh(), keep_last)
+        if dry_run:
+            return _report(plan, leftovers=0, copied=_expected_copy(plan))
+        if not plan.garbage and plan.forgotten == plan.root.forgotten:
+            copied = 0
+            break
+        with Session(db) as session:
+            condemned, copied = _rewrite(db, session, plan, progress)
+        if db.publish_once(plan.root, condemned, action="gc: condemn", author=author):
+            break
+    _delete(db, author)
+    return _report(plan, leftovers=db.storage.sweep(), copied=copied)
+
+
+def _plan(db: Database, root: Root, keep_last: int | None) -> _Plan:
+    kept, forgotten = _kept_commits(db, root, keep_last)
+    reached = Reached(db)
+    reached.add(kept)
+    sizes = {
+        info.key: info.size for prefix in ("packs/", "indexes/") for info in db.storage.list(prefix)
+    }
+    chunks = _shelf(root.indexes, reached.chunks, sizes)
+    metadata = _shelf(root.metadata_indexes, reached.metadata, sizes)
+    needed = {pack_key(name) for shelf in (chunks, metadata) for name in shelf.live} - {
+        pack_key(name) for shelf in (chunks, metadata) for name in shelf.rewrite
+    }
+    for shelf in (chunks, metadata):
+        if not shelf.changes:
+            needed.update(ref.key for ref in shelf.refs)
+    return _Plan(
+        root=root,
+        sizes=sizes,
+        chunks=chunks,
+        metadata=metadata,
+        commits=reached.commits,
+        lost=tuple(_lost_commits(db, reached.metadata)),
+        forgotten=forgotten,
+        garbage=frozenset(sizes.keys() - needed),
+    )
+
+
+def _kept_commits(
+    db: Database, root: Root, keep_last: int | None
+) -> tuple[list[Id], frozenset[Id]]:
+    """The commits that stay, and those named as parents by them that do not."""
+    if keep_last is None:
+        kept = {identifier for identifier, _ in db.ancestry(root.tips())}
+    else:
+        kept = {tag for refs in root.models.values() for tag in refs.tags.values()}
+        for refs in root.models.values():
+            for tip in refs.branches.values():
+                kept.update(_newest(db, tip, keep_last))
+    parents = {parent for commit in kept for parent in db.commit(commit).parents}
+    return sorted(kept), frozenset(parents - kept)
+
+
+def _newest(db: Database, tip: Id, count: int) -> Iterable[Id]:
+    """The `count` newest versions that lead to `tip`."""
+    ancestry = sorted(db.ancestry([tip]), key=lambda item: item[1].time, reverse=True)
+    return [tip, *(identifier for identifier, _ in ancestry if identifier != tip)][:count]
+
+
+def _shelf(refs: tuple[IndexRef, ...], marks: Marks, sizes: dict[str, int]) -> _Shelf:
+    live: dict[str, int] = {}
+    for index, mask in zip(marks.indexes, marks.masks, strict=True):
+        rows = columns(index)[1][mask]
+        stored = rows["stored"].astype(np.int64) + RECORD_HEADER_SIZE + 32 * (rows["depth"] > 0)
+        for number, total in enumerate(np.bincount(rows["pack"], stored, len(index.packs))):
+            if total:
+                name = index.packs[number]
+                live[name] = live.get(name, 0) + int(total)
+    small = [name for name in live if sizes.get(pack_key(name), 0) < _SMALL_PACK]
+    rewrite = {name for name in live if live[name] < _MIN_LIVE * sizes.get(pack_key(name), 0)}
+    if len(small) >= _MANY_SMALL_PACKS:
+        rewrite.update(small)
+    return _Shelf(refs, marks, live, frozenset(rewrite))
+
+
+def _lost_commits(db: Database, marks: Marks) -> Iterable[LostCommit]:
+    for index, mask in zip(marks.indexes, marks.masks, strict=True):
+        dead = ~mask & (columns(index)[1]["kind"] == Kind.COMMIT)
+        for row in np.flatnonzero(dead):
+            identifier = index.entry(int(row)).id
+            commit = db.commit(identifier)
+            yield LostCommit(identifier, commit.time, commit.message)
+
+
+def _rewrite(
+    db: Database, session: Session, plan: _Plan, progress: Callable[[int], None] | None
+) -> tuple[Root, int]:
+    """Store the new packs and indexes; returns the root of step 2 and the bytes written."""
+    for shelf in (plan.chunks, plan.metadata):
+        _copy_live(db, session, shelf, progress)
+    copied_chunks, copied_metadata = session.store()
+    trimmed = [_trimmed(db, shelf) for shelf in (plan.chunks, plan.metadata)]
+    changed = replace(
+        plan.root,
+        indexes=(*trimmed[0], *copied_chunks),
+        metadata_indexes=(*trimmed[1], *copied_metadata),
+        condemned=(plan.root.condemned | plan.garbage) - plan.root.doomed,
+        forgotten=plan.forgotten,
+    )
+    new = {ref.key: ref.size for ref in changed.all_indexes() if ref.key not in plan.sizes}
+    return changed, session.stored_packs + sum(new.values())
+
+
+def _copy_live(
+    db: Database, session: Session, shelf: _Shelf, progress: Callable[[int], None] | None
+) -> None:
+    """Append every live record of the packs to be rewritten, pack by pack in order."""
+    for index, mask in zip(shelf.marks.indexes, shelf.marks.masks, strict=True):
+        table = columns(index)[1]
+        rows = np.flatnonzero(mask & _in_packs(index, shelf.rewrite))
+        for row in rows[np.lexsort((table["offset"][rows], table["pack"][rows]))]:
+            entry = index.entry(int(row))
+            session.append_stored(read_record(db.storage, entry))
+            if progress is not None:
+                progress(entry.record_size)
+
+
+def _trimmed(db: Database, shelf: _Shelf) -> tuple[IndexRef, ...]:
+    """The shelf's indexes, less the rows that are dead or were copied elsewhere."""
+    if not shelf.changes:
+        return shelf.refs
+    keep = [
+        mask & ~_in_packs(index, shelf.rewrite)
+        for index, mask in zip(shelf.marks.indexes, shelf.marks.masks, strict=True)
+    ]
+    if not any(mask.any() for mask in keep):
+        return ()
+    return (store_index(db.storage, merge(shelf.marks.indexes, keep)),)
+
+
+def _in_packs(index: Index, packs: frozenset[str]) -> NDArray[np.bool_]:
+    """Which rows of `index` lie in one of `packs`; shape (n,)."""
+    chosen = np.array([name in packs for name in index.packs], np.bool_)
+    return chosen[columns(index)[1]["pack"]] if len(chosen) else np.zeros(len(index), np.bool_)
+
+
+def _delete(db: Database, author: str) -> None:
+    """Steps 3 to 5, also for what an earlier gc left unfinished."""
+    doomed = db.publish(
+        lambda root: (
+            replace(root, condemned=frozenset(), doomed=root.doomed | root.condemned)
+            if root.condemned
+            else None
+        ),
+        action="gc: doom",
+        author=author,
+    ).doomed
+    for key in sorted(doomed):
+        db.storage.delete(key)
+    db.publish(
+        lambda root: replace(root, doomed=root.doomed - doomed) if root.doomed & doomed else None,
+        action="gc: done",
+        author=author,
+    )
+
+
+def _expected_copy(plan: _Plan) -> int:
+    return sum(shelf.live[name] for shelf in (plan.chunks, plan.metadata) for name in shelf.rewrite)
+
+
+def _report(plan: _Plan, *, leftovers: int, copied: int) -> Report:
+    rewritten = {pack_key(n) for shelf in (plan.chunks, plan.metadata) for n in shelf.rewrite}
+    freed = sum(plan.sizes[key] for key in plan.garbage)
+    packs = {key for key in plan.sizes if key.startswith("packs/")}
+    return Report(
+        commits=plan.commits,
+        lost=plan.lost,
+        packs=len(packs - plan.garbage),
+        rewritten=len(rewritten),
+        deleted=len((packs & plan.garbage) - rewritten),
+        indexes=len(plan.garbage - packs),
+        kept=sum(plan.sizes.values()) - freed + copied,
+        freed=freed - copied,
+        leftovers=leftovers,
+    )
