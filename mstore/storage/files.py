@@ -34,8 +34,10 @@ OBJECT_MODE = 0o444
 FILE_MODE = 0o666
 """Ordinary files; the user's umask takes away from this."""
 
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""For opening our own files: no link is followed, and a FIFO in their place is not waited for."""
+
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MAX_BUFFERS: int = os.sysconf("SC_IOV_MAX")
 _TEMPORARY_NAME = re.compile(r"\.mstore-[0-9a-f]{32}\.tmp")
 _ABANDONED_AFTER = 24 * 3600.0  # seconds; used only where files cannot be locked
@@ -184,13 +186,11 @@ class Files:
     def discard(self, file: OpenFile) -> None:
         """Remove the name under which `file` was written, and close it; raises nothing.
 
-        What cannot be removed now is removed by a later sweep. What close() could complain about
-        is either synced already or thrown away.
+        What cannot be removed now is removed by a later sweep.
         """
         with suppress(StorageError):
             self.unlink(file.path)
-        with suppress(OSError):
-            os.close(file.fd)
+        close(file.fd)
 
     @contextmanager
     def temporary(
@@ -240,7 +240,7 @@ class Files:
 
     def _sweep_file(self, path: Path) -> int:
         try:
-            fd = os.open(path, _READ)
+            fd = os.open(path, READ_FLAGS)
         except OSError:
             return 0  # gone meanwhile, or somebody else's
         try:
@@ -255,7 +255,7 @@ class Files:
             # With a second name its writer died after creating the object, which stays.
             return info.st_size if info.st_nlink == 1 else 0
         finally:
-            os.close(fd)
+            close(fd)
 
 
 FILES = Files()
@@ -267,6 +267,15 @@ def is_temporary(name: str) -> bool:
     return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
+def close(fd: int) -> None:
+    """Close a file; raises nothing.
+
+    What close() could complain about was read whole, synced before, or is thrown away.
+    """
+    with suppress(OSError):
+        os.close(fd)
+
+
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -275,7 +284,7 @@ def _sync_directory(path: Path) -> None:
         if error.errno not in _NO_DIRECTORY_SYNC:
             raise
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _try_lock(fd: int) -> Literal["held", "taken", "unsupported"]:

@@ -24,10 +24,7 @@ from mstore.storage.arguments import (
     is_key,
 )
 from mstore.storage.base import ObjectInfo, Storage
-from mstore.storage.files import FILES, OBJECT_MODE, Files, translate_errors
-
-# O_NONBLOCK: opening a FIFO put in the place of an object must not wait for its writer.
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+from mstore.storage.files import FILES, OBJECT_MODE, READ_FLAGS, Files, close, translate_errors
 
 
 class LocalStorage(Storage):
@@ -200,7 +197,7 @@ def _open_object(path: Path) -> Iterator[tuple[int, int]]:
     """The file descriptor of an object and its size in bytes; closed after the block."""
     with translate_errors("read", path):
         try:
-            fd = os.open(path, _READ)
+            fd = os.open(path, READ_FLAGS)
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
                 raise _not_an_object(path) from error
@@ -212,7 +209,7 @@ def _open_object(path: Path) -> Iterator[tuple[int, int]]:
             raise _not_an_object(path)
         yield fd, info.st_size
     finally:
-        os.close(fd)
+        close(fd)
 
 
 def _read(fd: int, start: int, length: int) -> bytes:

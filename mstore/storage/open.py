@@ -22,7 +22,7 @@ def open_storage(location: str | os.PathLike[str]) -> Storage:
     """
     text = os.fspath(location)
     scheme, separator, rest = text.partition("://")
-    if not separator or not isinstance(location, str):
+    if not separator:
         return _open_path(text)
     opener = _OPENERS.get(scheme)
     if opener is None:

@@ -94,6 +94,28 @@ class TestOrder:
             "fsync_dir repo/data",
         ]
 
+    def test_a_parent_closed_to_us_is_passed_over_but_never_the_repository_itself(
+        self, storage, tmp_path, files, monkeypatch
+    ):
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+        LocalStorage(tmp_path / "repo", files).put("data/b", [b"x"])
+        assert [step for step in files.log if step.startswith("fsync_dir")] == [
+            "fsync_dir repo",
+            "fsync_dir repo",
+            "fsync_dir repo/data",
+        ]
+
+    def test_of_replacing_a_file(self, files, tmp_path):
+        files.replace_file(tmp_path / "HEAD", b"x")
+        assert files.log == [
+            "create TEMP",
+            "write TEMP",
+            "fsync TEMP",
+            "rename HEAD",
+            "unlink TEMP",
+            "fsync_dir .",
+        ]
+
     def test_missing_directories_above_the_root(self, tmp_path, files):
         LocalStorage(tmp_path / "x" / "y" / "repo", files).put("a", [b"x"])
         made = [step for step in files.log if step.startswith(("mkdir", "fsync_dir"))]
@@ -216,6 +238,19 @@ class TestFailures:
         monkeypatch.setattr(os, "pread", fail)
         with pytest.raises(StorageError, match=r"cannot read .*data/first: input/output error"):
             storage.get("data/first")
+
+    def test_complaints_of_close_are_no_errors(self, storage, monkeypatch):
+        """Nothing depends on close: what it could report was synced or read before."""
+        really_close = os.close
+
+        def close(fd):
+            really_close(fd)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(os, "close", close)
+        assert storage.put("data/a", [b"abc"]) is True
+        assert storage.get("data/a") == storage.view("data/a") == b"abc"
+        assert storage.sweep() == 0
 
     def test_reads_that_give_less_than_asked(self, storage, monkeypatch):
         pread = os.pread
