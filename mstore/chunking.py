@@ -1,0 +1,67 @@
+"""Where a segment is cut into chunks.
+
+A tensor is cut into pieces of one size from its own start, whole elements each, so that a changed
+element changes one chunk and a tensor that moved within its file changes none. Opaque bytes are
+cut where their content says so (FastCDC, Xia et al., IEEE TPDS 2020), so that inserted bytes
+change the chunks around them only.
+"""
+
+from pyfastcdc import FastCDC
+
+from mstore.dtypes import DType
+from mstore.errors import InvalidInputError
+
+DEFAULT_CHUNK_SIZE = 1 << 20
+"""Bytes in a chunk of a tensor, unless the repository says otherwise."""
+
+SMALLEST, AVERAGE, LARGEST = 16 << 10, 64 << 10, 256 << 10
+"""Bytes in a chunk of opaque content. Changing one of these, or the gear table behind them, makes
+nothing unreadable, but new versions of a file no longer share chunks with the old ones."""
+
+
+def piece_size(dtype: DType, chunk_size: int) -> int:
+    """Bytes in a piece of a tensor: the most whole elements that fit in `chunk_size`.
+
+    Raises InvalidInputError when not even one does.
+    """
+    size = chunk_size // dtype.itemsize * dtype.itemsize
+    if size <= 0:
+        raise InvalidInputError(
+            f"chunks of {chunk_size} bytes cannot hold an element of type {dtype}",
+            hint=f"use a chunk size of at least {dtype.itemsize} bytes",
+        )
+    return size
+
+
+def fixed_pieces(length: int, piece: int) -> list[int]:
+    """Lengths of the pieces of `piece` bytes that cover `length`; the last may be shorter."""
+    whole, rest = divmod(length, piece)
+    return [piece] * whole + ([rest] if rest else [])
+
+
+class ContentChunker:
+    """Cuts opaque content; where it cuts depends on the content alone, not on how it arrives.
+
+    FastCDC decides each cut from the bytes since the cut before it, of which it looks at no more
+    than `LARGEST`. A cut is therefore certain once so many bytes are at hand, or the content
+    ends. Holds no state between calls, but is for one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._cdc = FastCDC(AVERAGE, min_size=SMALLEST, max_size=LARGEST)
+
+    def cut(self, window: memoryview, *, final: bool) -> list[int]:
+        """Lengths of the chunks that start `window`, as far as they are certain.
+
+        `window` starts at a cut. What the lengths leave over is for the caller to hand in again,
+        at the start of the next window; with `final`, when the content ends with the window,
+        nothing is left over.
+        """
+        lengths = []
+        left = len(window)
+        chunks = self._cdc.cut_buf(window)
+        while left >= LARGEST or (final and left):
+            length = next(chunks).length
+            lengths.append(length)
+            left -= length
+        return lengths
