@@ -119,21 +119,6 @@ class Ingest:
                 for _, future in waiting:
                     future.cancel()
 
-    def hash(self, pieces: Iterable[tuple[Source, int, int]]) -> Iterator[Id]:
-        """The chunk ids of these (source, offset, length) pieces, in order, storing nothing."""
-        with ThreadPoolExecutor(self.threads, "mstore-hash") as pool:
-            waiting: deque[Future[Id]] = deque()
-            try:
-                for piece in pieces:
-                    waiting.append(pool.submit(self._hash_piece, *piece))
-                    if len(waiting) > 4 * self.threads:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-
     def _batches(self, files: Iterable[FileToStore]) -> Iterator[_Batch]:
         batch: _Batch = []
         size = 0
@@ -211,9 +196,6 @@ class Ingest:
             if self.progress is not None:
                 self.progress(item.length)
 
-    def _hash_piece(self, source: Source, offset: int, length: int) -> Id:
-        return identify(Kind.CHUNK, source.view(offset, length, self._scratch(length)))
-
     def _scratch(self, length: int) -> memoryview:
         scratch: bytearray | None = getattr(self._local, "scratch", None)
         if scratch is None or len(scratch) < length:
@@ -242,3 +224,45 @@ def _content_pieces(source: Source, target: _Collected) -> Iterator[_Piece]:
             yield _Piece(held, used, size, None, target)
             used += size
         at += used
+
+
+def hash_pieces(source: Source, lengths: Iterable[int], threads: int | None = None) -> Iterator[Id]:
+    """The chunk ids of a source cut into pieces of these lengths, in order, storing nothing.
+
+    Lazily, so that whoever compares them can stop at the first difference.
+    """
+    workers = threads or default_threads()
+    with ThreadPoolExecutor(workers, "mstore-hash") as pool:
+        waiting: deque[Future[list[Id]]] = deque()
+        try:
+            for offset, batch in _batched(lengths):
+                waiting.append(pool.submit(_hash_batch, source, offset, batch))
+                if len(waiting) > 2 * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _batched(lengths: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+    offset, size = 0, 0
+    batch: list[int] = []
+    for length in lengths:
+        if batch and size + length > _BATCH_BYTES:
+            yield offset, batch
+            offset, batch, size = offset + size, [], 0
+        batch.append(length)
+        size += length
+    if batch:
+        yield offset, batch
+
+
+def _hash_batch(source: Source, offset: int, lengths: list[int]) -> list[Id]:
+    view = source.view(offset, sum(lengths), memoryview(bytearray(sum(lengths))))
+    ids, at = [], 0
+    for length in lengths:
+        ids.append(identify(Kind.CHUNK, view[at : at + length]))
+        at += length
+    return ids

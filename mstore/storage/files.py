@@ -120,6 +120,13 @@ class Files:
                 if written:
                     waiting[0] = waiting[0][written:]
 
+    def write_at(self, file: OpenFile, offset: int, data: memoryview) -> None:
+        """Write `data` from byte `offset` of the file on. Thread safe."""
+        with translate_errors("write", file.path):
+            while data.nbytes:
+                written = self.perform("write", file.path, os.pwrite, file.fd, data, offset)
+                data, offset = data[written:], offset + written
+
     def fsync(self, file: OpenFile) -> None:
         """Wait until the bytes of `file` are on the disk.
 

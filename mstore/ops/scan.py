@@ -1,0 +1,92 @@
+"""Looking through a directory: which files a commit of it would hold.
+
+Left out: the repository itself, `.git` folders, temporaries of a checkout, and what the patterns
+in `.mstoreignore` name (those of git's ignore files).
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pathspec import GitIgnoreSpec
+
+from mstore.errors import InvalidInputError, NotFoundError, StorageError
+from mstore.objects import MAX_PATH_BYTES, path_bytes
+from mstore.storage.files import is_temporary, translate_errors
+
+IGNORE_FILE = ".mstoreignore"
+REPOSITORY_FOLDER = ".mstore"
+_SKIPPED_FOLDERS = frozenset({REPOSITORY_FOLDER, ".git"})
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A regular file (or a link to one): its path in the directory and what stat says of it."""
+
+    path: str
+    stat: os.stat_result
+
+    @property
+    def executable(self) -> bool:
+        """Whether its owner may execute it."""
+        return bool(self.stat.st_mode & stat.S_IXUSR)
+
+
+class Scan:
+    """The files of a directory; `warnings` tells what was passed over, once it has been read."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the ignore file; raises StorageError or InvalidInputError when that fails."""
+        self.directory = directory
+        self.warnings: list[str] = []
+        self._ignored = read_ignore_file(directory / IGNORE_FILE)
+
+    def files(self) -> list[FoundFile]:
+        """Every file that is not left out, sorted by path. Raises StorageError."""
+        return sorted(self._walk(self.directory, ""), key=lambda file: path_bytes(file.path))
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[FoundFile]:
+        with translate_errors("list", folder), os.scandir(folder) as entries:
+            listed = list(entries)
+        for entry in listed:
+            path = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if entry.name not in _SKIPPED_FOLDERS and not self._ignored(path + "/"):
+                    yield from self._walk(folder / entry.name, path + "/")
+            elif not is_temporary(entry.name) and not self._ignored(path):
+                yield from self._look(entry, path)
+
+    def _look(self, entry: "os.DirEntry[str]", path: str) -> Iterator[FoundFile]:
+        try:
+            info = entry.stat()
+        except FileNotFoundError:
+            if entry.is_symlink():
+                self.warnings.append(f"{path} is a link to nothing; passed over")
+            return
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        if stat.S_ISREG(info.st_mode):
+            if len(path_bytes(path)) > MAX_PATH_BYTES:
+                raise InvalidInputError(f"the path {path[:80]}… is too long to be recorded")
+            yield FoundFile(path, info)
+        elif stat.S_ISDIR(info.st_mode):
+            self.warnings.append(f"{path} is a link to a folder; passed over")
+        else:
+            self.warnings.append(f"{path} is not a regular file; passed over")
+
+
+def read_ignore_file(path: Path) -> Callable[[str], bool]:
+    """Whether a path (of a folder: with "/" at its end) is ignored; raises InvalidInputError."""
+    try:
+        with translate_errors("read", path):
+            lines = path.read_text("utf-8").splitlines()
+    except NotFoundError:
+        return lambda _: False
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8 text") from error
+    try:
+        return GitIgnoreSpec.from_lines(lines).match_file
+    except ValueError as error:
+        raise InvalidInputError(f"{path} has a malformed pattern: {error}") from error

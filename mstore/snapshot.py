@@ -1,0 +1,222 @@
+"""One version as a user sees it: its files, its tensors, and what was said about it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mstore import objects
+from mstore.chunkreader import ChunkReader, MemorySink, Wanted
+from mstore.database import Database
+from mstore.errors import InvalidInputError, NotFoundError
+from mstore.formats.safetensors import read_metadata
+from mstore.ids import Id
+from mstore.objects import FileEntry, Manifest, MetadataValue
+from mstore.ops.checkout import whole_file, write_out
+from mstore.structure import restore
+from mstore.tensors import TensorView
+
+
+class FileView:
+    """One file of a version; its content is read when asked for."""
+
+    def __init__(self, path: str, entry: FileEntry, db: Database, reader: ChunkReader) -> None:
+        self.path = path
+        self.size = entry.size
+        self.executable = entry.executable
+        self._entry = entry
+        self._db = db
+        self._reader = reader
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The file's segments and chunks."""
+        return self._db.manifest(self._entry.manifest)
+
+    @property
+    def format(self) -> str:
+        """What its bytes were understood as: `safetensors`, `npy`, `npz` or `opaque`."""
+        return self.manifest.format
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorView]:
+        """The tensors of this file by name."""
+        return {
+            tensor.name: TensorView(self.path, segment, self._reader)
+            for tensor, segment in self.manifest.tensors()
+        }
+
+    def read(self, offset: int = 0, length: int | None = None) -> bytes:
+        """Its bytes from `offset` on, at most `length`; only the chunks they lie in are read.
+
+        Raises CorruptDataError when a chunk is damaged.
+        """
+        stop = self.size if length is None else min(self.size, offset + length)
+        wanted = whole_file(self.manifest)
+        ends = np.append(wanted.positions[1:], self.size)
+        inside = (wanted.positions < stop) & (ends > offset)
+        if not inside.any():
+            return b""
+        start, end = int(wanted.positions[inside][0]), int(ends[inside][-1])
+        out = bytearray(end - start)
+        part = Wanted(wanted.ids[inside], wanted.positions[inside] - start)
+        self._reader.read(part, MemorySink(memoryview(out)))
+        return bytes(memoryview(out)[offset - start : stop - start])
+
+    def __repr__(self) -> str:
+        return f"<File {self.path} {self.format} {self.size} bytes>"
+
+
+class Tensors(Mapping[str, TensorView]):
+    """The tensors of a version.
+
+    A tensor is called by its name, or by `path:name` where two files have one of that name (that
+    longer name always works). The only tensor of a `.npy` file is called by its path.
+    """
+
+    def __init__(self, files: Mapping[str, FileView]) -> None:
+        self._files = files
+
+    @cached_property
+    def _names(self) -> dict[str, tuple[str, str]]:
+        places: dict[str, list[tuple[str, str]]] = {}
+        for path, file in self._files.items():
+            for tensor, _ in file.manifest.tensors():
+                places.setdefault(tensor.name or path, []).append((path, tensor.name))
+        return {
+            name if len(where) == 1 else f"{path}:{inner}": (path, inner)
+            for name, where in places.items()
+            for path, inner in where
+        }
+
+    def __getitem__(self, name: str) -> TensorView:
+        if name in self._names:
+            path, inner = self._names[name]
+            return self._files[path].tensors[inner]
+        path, _, inner = name.rpartition(":")
+        if path in self._files and inner in self._files[path].tensors:
+            return self._files[path].tensors[inner]
+        raise NotFoundError(
+            f"there is no tensor {name!r} in this version", hint="list(snapshot.tensors) names them"
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(list(self._names)[:3])
+        return f"<{len(self)} tensors: {shown}{', …' if len(self) > 3 else ''}>"
+
+
+class Snapshot:
+    """One version. `snapshot.tensors["w"][10:20]` reads only what it needs."""
+
+    def __init__(self, db: Database, identifier: Id) -> None:
+        self._db = db
+        self._id = identifier
+        self._reader = ChunkReader(db)
+        self._commit = db.commit(identifier)
+
+    @property
+    def id(self) -> str:
+        """The id of the commit, 64 hexadecimal digits."""
+        return self._id.hex()
+
+    @property
+    def message(self) -> str:
+        """What its author said about it."""
+        return self._commit.message
+
+    @property
+    def author(self) -> str:
+        """Who made it."""
+        return self._commit.author
+
+    @property
+    def time(self) -> datetime:
+        """When it was made, in its author's time zone."""
+        zone = timezone(timedelta(minutes=self._commit.zone))
+        return datetime.fromtimestamp(self._commit.time / 1e6, zone)
+
+    @property
+    def metadata(self) -> dict[str, MetadataValue]:
+        """The values recorded with it, such as a loss."""
+        return dict(self._commit.metadata)
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The ids of the versions it came from."""
+        return tuple(parent.hex() for parent in self._commit.parents)
+
+    @cached_property
+    def record(self) -> objects.Snapshot:
+        """The snapshot as it is stored: path -> manifest."""
+        return self._db.snapshot(self._commit.snapshot)
+
+    @cached_property
+    def files(self) -> Mapping[str, FileView]:
+        """The files by path."""
+        return {
+            path: FileView(path, entry, self._db, self._reader)
+            for path, entry in self.record.files.items()
+        }
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorView]:
+        """The tensors of all files by name; see `Tensors`."""
+        return Tensors(self.files)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.record.files.values())
+
+    def load(self) -> object:
+        """The value that was committed, its arrays in memory as numpy arrays.
+
+        A version of one file of tensors gives its structure, or its arrays by name; a version of
+        several files gives the arrays of all of them by name (see `tensors`). Raises
+        InvalidInputError when it holds no tensors at all, CorruptDataError when data is damaged.
+        """
+        if len(self.files) == 1:
+            (file,) = self.files.values()
+            if file.format == "safetensors":
+                arrays = file.tensors
+                return restore(read_metadata(file), arrays, lambda name: arrays[name].numpy())
+        if not self.tensors:
+            raise InvalidInputError(
+                f"version {self.id[:12]} holds no tensors to load",
+                hint="read its files with snapshot.files[path].read(), or check it out",
+            )
+        return {name: tensor.numpy() for name, tensor in self.tensors.items()}
+
+    def checkout(
+        self,
+        directory: str | Path,
+        *,
+        force: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Path:
+        """Write all files into `directory`, which is made if it is missing.
+
+        Raises ConflictError, having written nothing, when a file there would be overwritten by
+        another content, unless `force`.
+        """
+        write_out(self._db, self.record, Path(directory), force=force, progress=progress)
+        return Path(directory)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Snapshot) and other._id == self._id
+
+    def __hash__(self) -> int:
+        return hash(self._id)
+
+    def __repr__(self) -> str:
+        said = f" {self.message.splitlines()[0]!r}" if self.message else ""
+        count = len(self.record.files)
+        return f"<Snapshot {self.id[:12]}{said}, {count} file{'s' if count != 1 else ''}>"

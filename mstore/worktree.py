@@ -1,0 +1,432 @@
+"""A working directory: which version it shows (HEAD), what changed since, and moving between.
+
+Its state lies in `.mstore/worktree/`: `head` (which model, branch and commit), `cache` (the stat
+cache), and `checkout` while files are being written. The files are replaced whole, so a process
+killed at any time leaves a state that `status` explains and the next command can go on from.
+"""
+
+import json
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mstore.chunking import DEFAULT_CHUNK_SIZE
+from mstore.database import Database
+from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, NotFoundError
+from mstore.formats.detect import describe
+from mstore.formats.shards import check_shards
+from mstore.ids import Id
+from mstore.ingest import FileToStore
+from mstore.objects import FileEntry, Snapshot
+from mstore.ops.checkout import Writer, holds
+from mstore.ops.commit import Content, Description, Recorded, Target, record
+from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name
+from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan
+from mstore.sources import FileSource
+from mstore.statcache import StatCache, read_time
+from mstore.storage.files import FILES, Files, translate_errors
+
+_INDEX_SUFFIX = ".safetensors.index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a working directory shows: a branch of a model, or (branch None) a bare commit."""
+
+    model: str = DEFAULT_MODEL
+    branch: str | None = DEFAULT_BRANCH
+    commit: Id | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the files differ from HEAD. Paths are sorted.
+
+    `interrupted` is the id of the version whose checkout did not finish, if one did not; `moved`
+    is where the branch stands when that is not HEAD any more.
+    """
+
+    head: Head
+    added: tuple[str, ...]
+    modified: tuple[str, ...]
+    deleted: tuple[str, ...]
+    unchanged: int
+    warnings: tuple[str, ...]
+    interrupted: Id | None = None
+    moved: Id | None = None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the files are those of HEAD."""
+        return not (self.added or self.modified or self.deleted)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedOut:
+    """What a checkout did: paths written and removed, and changed files it left alone."""
+
+    commit: Id
+    branch: str | None
+    written: tuple[str, ...]
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Compared:
+    """Found files sorted by how they compare with HEAD."""
+
+    same: dict[str, FileEntry]
+    added: list[FoundFile]
+    modified: list[FoundFile]
+    deleted: list[str]
+
+
+class Worktree:
+    """The working directory `directory`, whose repository is opened as `db`."""
+
+    def __init__(self, directory: Path, db: Database, files: Files = FILES) -> None:
+        self.directory = directory
+        self.db = db
+        self.files = files
+        self._state = directory / REPOSITORY_FOLDER / "worktree"
+        self._cache = StatCache(self._state / "cache", files)
+        self.warnings: list[str] = []
+
+    @classmethod
+    def create(cls, directory: Path, db: Database, files: Files = FILES) -> "Worktree":
+        """Make `directory` a working directory of a repository that lies in it."""
+        files.mkdir(directory / REPOSITORY_FOLDER / "worktree")
+        tree = cls(directory, db, files)
+        tree.set_head(Head())
+        return tree
+
+    @property
+    def head(self) -> Head:
+        """What the directory shows. Raises CorruptDataError when that cannot be read."""
+        path = self._state / "head"
+        try:
+            with translate_errors("read", path):
+                fields = json.loads(path.read_bytes())
+            commit = fields["commit"]
+            return Head(
+                check_name("model", fields["model"]),
+                fields["branch"] and check_name("branch", fields["branch"]),
+                bytes.fromhex(commit) if commit else None,
+            )
+        except NotFoundError:
+            return Head()
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptDataError(
+                f"{path} is damaged: {error}", hint="delete it, then check a version out"
+            ) from error
+
+    def set_head(self, head: Head) -> None:
+        """Say what the directory shows, without touching its files."""
+        commit = head.commit.hex() if head.commit else None
+        text = json.dumps(asdict(replace(head, commit=None)) | {"commit": commit})
+        self.files.replace_file(self._state / "head", text.encode() + b"\n")
+
+    def head_snapshot(self) -> Snapshot:
+        """The files that HEAD has; none before the first commit."""
+        commit = self.head.commit
+        return self.db.snapshot(self.db.commit(commit).snapshot) if commit else Snapshot({})
+
+    def status(self) -> Status:
+        """How the files differ from HEAD; looks into files only where size or times changed."""
+        head = self.head
+        compared = self._compare(self._scan(), self.head_snapshot())
+        self._cache.save()
+        tip = self.db.root.refs(head.model).branches.get(head.branch) if head.branch else None
+        return Status(
+            head=head,
+            added=tuple(file.path for file in compared.added),
+            modified=tuple(file.path for file in compared.modified),
+            deleted=tuple(compared.deleted),
+            unchanged=len(compared.same),
+            warnings=tuple(self.warnings),
+            interrupted=self._unfinished(),
+            moved=tip if head.branch and tip != head.commit else None,
+        )
+
+    def commit(
+        self,
+        description: Description,
+        *,
+        paths: Collection[str] | None = None,
+        branch: str | None = None,
+        threads: int | None = None,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        progress: "Progress | None" = None,
+    ) -> Recorded:
+        """Record the directory, or only `paths` in it with the rest as HEAD has it.
+
+        `branch` makes a new branch for it at HEAD and moves there. Raises ConflictError when the
+        branch moved since HEAD, InvalidInputError when HEAD is on no branch.
+        """
+        head = self._head_to_commit(branch)
+        snapshot = self.head_snapshot()
+        read_at = read_time()
+        found = self._scan()
+        compared = self._compare(found, snapshot)
+        to_store = [*compared.added, *compared.modified]
+        carried = dict(compared.same)
+        if paths is not None:
+            to_store, carried = self._only(paths, to_store, snapshot, compared.deleted)
+        if progress is not None:
+            progress.begin(sum(file.stat.st_size for file in to_store))
+        recorded = record(
+            self.db,
+            self._target(head, branch),
+            Content(
+                lambda: self._open(to_store, {file.path for file in found}),
+                carried,
+                frozenset(file.path for file in to_store if file.executable),
+            ),
+            description,
+            threads=threads,
+            chunk_size=chunk_size,
+            progress=progress.advance if progress else None,
+        )
+        self.set_head(replace(head, commit=recorded.id))
+        for file in to_store:
+            if file.path in recorded.snapshot.files:
+                manifest = recorded.snapshot.files[file.path].manifest
+                self._cache.note(file.path, file.stat, manifest, read_at)
+        self._cache.save()
+        return recorded
+
+    def checkout(
+        self,
+        commit: Id,
+        branch: str | None,
+        *,
+        model: str | None = None,
+        force: bool = False,
+        threads: int | None = None,
+        progress: "Progress | None" = None,
+    ) -> CheckedOut:
+        """Make the directory show `commit`; HEAD is then on `branch`, or on none.
+
+        Files that differ between HEAD and `commit` are replaced or removed, missing ones written.
+        Changed files that both versions have alike stay as they are, and so do files that neither
+        has. Raises ConflictError, before anything is written, when a change that is not committed
+        would be overwritten, unless `force`, which brings back every file of the version.
+        """
+        before = self.head_snapshot()
+        after = self.db.snapshot(self.db.commit(commit).snapshot)
+        compared = self._compare(self._scan(), before)
+        changed = {file.path for file in (*compared.added, *compared.modified)}
+        write, kept = self._to_write(before, after, compared, force)
+        remove = [path for path in before.files if path not in after.files]
+        remove = [path for path in remove if path in compared.same or (force and path in changed)]
+        if not force:
+            self._refuse_overwriting(
+                [path for path in write if path in changed]
+                + [p for p in before.files if p not in after.files and p in changed],
+                after,
+            )
+        self._begin(commit)
+        read_at = read_time()
+        self._write(write, after, read_at, threads, progress)
+        writer = Writer(self.db, self.directory, files=self.files)
+        for path in remove:
+            writer.remove(path)
+        writer.finish()
+        self.set_head(Head(model or self.head.model, branch, commit))
+        self._cache.save()
+        self.files.unlink(self._state / "checkout")
+        return CheckedOut(commit, branch, tuple(write), tuple(remove), tuple(kept))
+
+    def restore(
+        self,
+        snapshot: Snapshot,
+        paths: Collection[str],
+        *,
+        force: bool = False,
+        threads: int | None = None,
+        progress: "Progress | None" = None,
+    ) -> tuple[str, ...]:
+        """Bring `paths` (files, or folders with all in them) back from a version; HEAD stays.
+
+        Returns the files written. Raises NotFoundError for a path that the version does not have,
+        ConflictError when a change that is not committed would be overwritten, unless `force`.
+        """
+        wanted = [path for path in snapshot.files if _is_under(path, paths)]
+        for path in paths:
+            if not any(_is_under(one, [path]) for one in wanted):
+                raise NotFoundError(f"there is no {path!r} in that version")
+        compared = self._compare(self._scan(), self.head_snapshot())
+        changed = {file.path for file in (*compared.added, *compared.modified)}
+        if not force:
+            self._refuse_overwriting([path for path in wanted if path in changed], snapshot)
+        read_at = read_time()
+        self._write(wanted, snapshot, read_at, threads, progress)
+        self._cache.save()
+        return tuple(wanted)
+
+    def _scan(self) -> list[FoundFile]:
+        scan = Scan(self.directory)
+        found = scan.files()
+        self.warnings = scan.warnings
+        return found
+
+    def _compare(self, found: Iterable[FoundFile], snapshot: Snapshot) -> _Compared:
+        compared = _Compared({}, [], [], [])
+        paths = set()
+        for file in found:
+            paths.add(file.path)
+            entry = snapshot.files.get(file.path)
+            if entry is None:
+                compared.added.append(file)
+            elif self._is(file, entry):
+                compared.same[file.path] = entry
+            else:
+                compared.modified.append(file)
+        compared.deleted = sorted(path for path in snapshot.files if path not in paths)
+        self._cache.keep_only(paths)
+        return compared
+
+    def _is(self, file: FoundFile, entry: FileEntry) -> bool:
+        if file.stat.st_size != entry.size or file.executable != entry.executable:
+            return False
+        if (known := self._cache.manifest(file.path, file.stat)) is not None:
+            return known == entry.manifest
+        read_at = read_time()
+        same = holds(self.db, self.directory / file.path, entry)
+        if same:
+            self._cache.note(file.path, file.stat, entry.manifest, read_at)
+        return same
+
+    def _open(self, files: Iterable[FoundFile], names: set[str]) -> Iterator[FileToStore]:
+        for file in files:
+            source = FileSource(self.directory / file.path)
+            layout, warning = describe(source)
+            if warning:
+                self.warnings.append(f"{file.path}: {warning}")
+            if file.path.endswith(_INDEX_SUFFIX) and source.size < 64 << 20:
+                folder = file.path.rpartition("/")[0]
+                beside = {n.rpartition("/")[2] for n in names if n.rpartition("/")[0] == folder}
+                text = source.read(0, source.size).decode("utf-8", "replace")
+                self.warnings += [f"{file.path}: {one}" for one in check_shards(text, beside)]
+            yield FileToStore(file.path, source, layout)
+
+    def _head_to_commit(self, branch: str | None) -> Head:
+        head = self.head
+        if branch is not None:
+            return replace(head, branch=check_name("branch", branch))
+        if (unfinished := self._unfinished()) is not None:
+            raise ConflictError(
+                f"the checkout of {unfinished.hex()[:12]} did not finish; files of two versions "
+                "are mixed here",
+                hint=f"finish it first with: mstore checkout {unfinished.hex()[:12]}",
+            )
+        if head.branch is None:
+            raise InvalidInputError(
+                "HEAD is on no branch, so a new version here would be lost to gc",
+                hint="give it a branch with: mstore commit --branch NAME",
+            )
+        return head
+
+    def _target(self, head: Head, new_branch: str | None) -> Target:
+        assert head.branch is not None
+        parents = (head.commit,) if head.commit else ()
+        return Target(head.model, head.branch, None if new_branch else head.commit, parents)
+
+    def _only(
+        self,
+        paths: Collection[str],
+        changed: Iterable[FoundFile],
+        snapshot: Snapshot,
+        deleted: Iterable[str],
+    ) -> tuple[list[FoundFile], dict[str, FileEntry]]:
+        """Of the changes only those at `paths`; everything else as the snapshot has it."""
+        chosen = [file for file in changed if _is_under(file.path, paths)]
+        gone = {path for path in deleted if _is_under(path, paths)}
+        for path in paths:
+            if not (self.directory / path).exists() and not any(_is_under(p, [path]) for p in gone):
+                raise NotFoundError(f"there is no {path!r} here, nor in HEAD")
+        stored = {file.path for file in chosen}
+        carried = {p: e for p, e in snapshot.files.items() if p not in gone and p not in stored}
+        return chosen, carried
+
+    def _to_write(
+        self, before: Snapshot, after: Snapshot, compared: _Compared, force: bool
+    ) -> tuple[list[str], list[str]]:
+        """The paths to write, and those left alone although they are changed."""
+        missing = set(compared.deleted)
+        there = {file.path: file for file in (*compared.added, *compared.modified)}
+        write, kept = [], []
+        for path, entry in after.files.items():
+            if path in there and self._is(there[path], entry):
+                continue
+            if path in missing or before.files.get(path) != entry or (force and path in there):
+                write.append(path)
+            elif path in there:
+                kept.append(path)
+        return write, kept
+
+    def _refuse_overwriting(self, paths: list[str], after: Snapshot) -> None:
+        lost = [path for path in paths if not self._already(path, after)]
+        if lost:
+            more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""
+            raise ConflictError(
+                f"{lost[0]}{more} changed since HEAD, and would be overwritten",
+                hint="commit first, or overwrite with --force",
+            )
+
+    def _already(self, path: str, after: Snapshot) -> bool:
+        entry = after.files.get(path)
+        return entry is not None and holds(self.db, self.directory / path, entry)
+
+    def _write(
+        self,
+        paths: Iterable[str],
+        snapshot: Snapshot,
+        read_at: int,
+        threads: int | None,
+        progress: "Progress | None",
+    ) -> None:
+        paths = list(paths)
+        if progress is not None:
+            progress.begin(sum(snapshot.files[path].size for path in paths))
+        advance = progress.advance if progress else None
+        writer = Writer(
+            self.db, self.directory, threads=threads, progress=advance, files=self.files
+        )
+        for path in paths:
+            entry = snapshot.files[path]
+            self._cache.note(path, writer.write(path, entry), entry.manifest, read_at)
+        writer.finish()
+
+    def _begin(self, commit: Id) -> None:
+        self.files.replace_file(self._state / "checkout", commit.hex().encode() + b"\n")
+
+    def _unfinished(self) -> Id | None:
+        try:
+            return bytes.fromhex((self._state / "checkout").read_text("ascii").strip())
+        except (OSError, ValueError):
+            return None
+
+
+class Progress:
+    """Told how far a command is; the command line shows it as a bar."""
+
+    def begin(self, total: int) -> None:
+        """`total` bytes are to be done."""
+
+    def advance(self, done: int) -> None:
+        """`done` more bytes are done."""
+
+
+def find_worktree(start: Path) -> Path | None:
+    """The nearest directory at or above `start` that has a repository folder."""
+    for folder in (start, *start.parents):
+        if (folder / REPOSITORY_FOLDER).is_dir():
+            return folder
+    return None
+
+
+def _is_under(path: str, roots: Iterable[str]) -> bool:
+    """Whether `path` is one of `roots` or lies in a folder that is."""
+    return any(root in (path, "", ".") or path.startswith(f"{root}/") for root in roots)
