@@ -102,7 +102,7 @@ class Encoder:
     def _zstd_estimate(self, raw: memoryview) -> int:
         """Bytes that zstd would make of `raw`, judged by runs from all over it.
 
-        Costs 2 % of the time to encode a chunk of float32, and finds the tensors that matches
+        Costs 3 % of the time to encode a chunk of float32, and finds the tensors that matches
         suit better than byte planes: repeated rows, token ids, masks, text.
         """
         size = _SAMPLE_RUNS * _SAMPLE_RUN

@@ -43,6 +43,7 @@ BF16 = (WEIGHTS.view(np.uint32) >> 16).astype(np.uint16)
     ("name", "raw", "codec", "fraction"),
     [
         ("f32", WEIGHTS.tobytes(), PLANES, 0.86),
+        ("f32", WEIGHTS[:1000].tobytes(), PLANES, 0.89),
         (">f32", WEIGHTS.byteswap().tobytes(), PLANES, 0.86),
         ("bf16", BF16.tobytes(), PLANES, 0.72),
         ("f16", WEIGHTS.astype(np.float16).tobytes(), PLANES, 0.89),

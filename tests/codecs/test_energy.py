@@ -34,7 +34,9 @@ def test_it_is_the_sum_of_squares_in_double_precision(name: str, count: int) -> 
         typed = typed * np.array(1 + 2j, typed.dtype)
     wide = typed.astype(np.complex128 if dtype.family == "complex" else np.float64)
     expected = float((np.abs(wide) ** 2).sum())
-    assert sum_of_squares(raw_bytes(typed, dtype), dtype) == pytest.approx(expected, rel=1e-6)
+    assert sum_of_squares(raw_bytes(typed, dtype), dtype) == pytest.approx(
+        expected, rel=1e-6, abs=0
+    )
 
 
 @pytest.mark.parametrize("name", WHOLE_BYTES)
@@ -47,7 +49,7 @@ def test_any_float16_bits(raw: bytes) -> None:
     values = np.frombuffer(raw, np.float16).astype(np.float64)
     expected = float(np.square(values).sum()) if np.isfinite(values).all() else math.nan
     found = sum_of_squares(memoryview(raw), BY_NAME["f16"])
-    assert found == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert found == pytest.approx(expected, rel=1e-6, abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_overflow_of_double_precision_is_not_a_number() -> None:
 def test_small_values_do_not_vanish() -> None:
     """As in the second moments of an optimizer, whose squares are below the smallest float32."""
     raw = memoryview(np.full(100_000, 1e-20, np.float32).tobytes())
-    assert sum_of_squares(raw, BY_NAME["f32"]) == pytest.approx(1e-35, rel=1e-6)
+    assert sum_of_squares(raw, BY_NAME["f32"]) == pytest.approx(1e-35, rel=1e-6, abs=0)
 
 
 @pytest.mark.parametrize("name", [None, "f4", "f6_e2m3", "f6_e3m2"])

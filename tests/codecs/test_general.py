@@ -106,6 +106,13 @@ def test_a_length_no_frame_of_this_size_can_hold_is_refused_before_allocating() 
         general.decode(ZSTD, frame, len(frame) * 32768 + 1)
 
 
+def test_a_content_size_other_than_the_raw_length_is_refused_before_allocating() -> None:
+    frame = zstandard.FRAME_HEADER + b"\xe0" + (1 << 50).to_bytes(8, "little") + bytes(8)
+    assert zstandard.frame_content_size(frame) == 1 << 50
+    with pytest.raises(CorruptDataError, match="where 1000 are expected"):
+        general.decode(ZSTD, frame, 1000)
+
+
 def test_the_densest_frame_is_not_refused() -> None:
     # As dense as zstd gets: all blocks but the last take four bytes for 128 KiB.
     raw = bytes(64 << 20)

@@ -189,6 +189,7 @@ def payload_of(word: int, flags: int, *planes: tuple[int, int, bytes]) -> bytes:
     return head + b"".join(stored for _, _, stored in planes)
 
 
+CONSTANT = ((CONSTANT_PLANE, 1, b"x"),) * 2
 GOOD = ((RAW_PLANE, 4, b"abcd"), (CONSTANT_PLANE, 1, b"x"))
 
 
@@ -205,6 +206,8 @@ def test_a_payload_made_by_hand_is_read() -> None:
         (b"\x02", 8),
         (payload_of(2, 0, *GOOD)[:11], 8),
         (payload_of(2, 0, *GOOD), 0),
+        (payload_of(2, 0, *CONSTANT), 0),
+        (payload_of(2, 0, *CONSTANT), 7),
         (payload_of(2, 0, *GOOD), 6),
         (payload_of(2, 0, *GOOD), 7),
         (payload_of(2, 0, *GOOD), 10),

@@ -1,0 +1,42 @@
+"""Payloads stored once, which every later version must read (see `write_golden.py`)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mstore.codecs.choose import Decoder
+
+GOLDEN = Path(__file__).parent / "golden"
+
+NAMES = [
+    "constant-c128",
+    "constant-f32",
+    "constant-opaque",
+    "planes-bf16",
+    "planes-bool",
+    "planes-c64",
+    "planes-f16",
+    "planes-f32",
+    "planes-f32-big-endian",
+    "planes-f64",
+    "planes-i64",
+    "planes-u16-big-endian",
+    "raw",
+    "zstd",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_payload_decodes_to_what_it_always_did(name: str) -> None:
+    content = json.loads((GOLDEN / f"{name}.json").read_text())
+    raw = bytes.fromhex(content["raw"])
+    out = bytearray(len(raw))
+    Decoder().decode(
+        content["codec"], memoryview(bytes.fromhex(content["payload"])), memoryview(out)
+    )
+    assert out == raw
+
+
+def test_no_stored_payload_is_missing_or_unknown() -> None:
+    assert sorted(path.stem for path in GOLDEN.iterdir()) == NAMES
