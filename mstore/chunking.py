@@ -33,7 +33,7 @@ def piece_size(dtype: DType, chunk_size: int) -> int:
     return size
 
 
-def fixed_pieces(length: int, piece: int) -> list[int]:
+def piece_lengths(length: int, piece: int) -> list[int]:
     """Lengths of the pieces of `piece` bytes that cover `length`; the last may be shorter."""
     whole, rest = divmod(length, piece)
     return [piece] * whole + ([rest] if rest else [])

@@ -10,7 +10,7 @@ from mstore.chunking import (
     LARGEST,
     SMALLEST,
     ContentChunker,
-    fixed_pieces,
+    piece_lengths,
     piece_size,
 )
 from mstore.dtypes import BY_NAME
@@ -135,5 +135,5 @@ def test_a_chunk_holds_at_least_one_element() -> None:
     ("length", "piece", "lengths"),
     [(0, 4, []), (3, 4, [3]), (4, 4, [4]), (5, 4, [4, 1]), (12, 4, [4, 4, 4])],
 )
-def test_fixed_pieces_cover_the_length(length: int, piece: int, lengths: list[int]) -> None:
-    assert fixed_pieces(length, piece) == lengths
+def test_pieces_cover_the_length(length: int, piece: int, lengths: list[int]) -> None:
+    assert piece_lengths(length, piece) == lengths
