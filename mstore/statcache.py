@@ -20,8 +20,9 @@ from mstore.storage.files import FILES, Files
 _MAGIC = b"MSTORESC"
 _VERSION = 1
 
-_RACY_NS = 2_000_000_000
-"""Time stamps are as coarse as two seconds on FAT. Reading a file again costs little."""
+_TICK_NS = 20_000_000
+_COARSE_TICK_NS = 2_000_000_000
+"""Time stamps are as coarse as the kernel's clock tick; on FAT, as two seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,16 @@ class StatCache:
 
     def note(self, path: str, info: os.stat_result, manifest: Id, read_at: int) -> None:
         """Remember that the file, when read at `read_at` (ns since 1970), was `manifest`."""
-        if max(info.st_mtime_ns, info.st_ctime_ns) < read_at - _RACY_NS:
+        touched = max(info.st_mtime_ns, info.st_ctime_ns)
+        tick = _TICK_NS if info.st_mtime_ns % 1_000_000_000 else _COARSE_TICK_NS
+        if touched < read_at - tick:
             self.entries[path] = _entry(info, manifest)
         else:
             self.entries.pop(path, None)
+
+    def note_written(self, path: str, info: os.stat_result, manifest: Id) -> None:
+        """Remember a file that this process has just put in place whole."""
+        self.entries[path] = _entry(info, manifest)
 
     def keep_only(self, paths: Iterable[str]) -> None:
         """Forget every other path."""

@@ -5,37 +5,23 @@ cache), and `checkout` while files are being written. The files are replaced who
 killed at any time leaves a state that `status` explains and the next command can go on from.
 """
 
-import json
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.database import Database
-from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, NotFoundError
-from mstore.formats.detect import describe
-from mstore.formats.shards import check_shards
+from mstore.errors import ConflictError, InvalidInputError, NotFoundError
+from mstore.head import Head, HeadFile
 from mstore.ids import Id
-from mstore.ingest import FileToStore
 from mstore.objects import FileEntry, Snapshot
 from mstore.ops.checkout import Writer, holds
 from mstore.ops.commit import Content, Description, Recorded, Target, record
-from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name
-from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan
-from mstore.sources import FileSource
+from mstore.ops.revisions import check_name
+from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan, open_files
+from mstore.progress import SILENT, Progress
 from mstore.statcache import StatCache, read_time
-from mstore.storage.files import FILES, Files, translate_errors
-
-_INDEX_SUFFIX = ".safetensors.index.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What a working directory shows: a branch of a model, or (branch None) a bare commit."""
-
-    model: str = DEFAULT_MODEL
-    branch: str | None = DEFAULT_BRANCH
-    commit: Id | None = None
+from mstore.storage.files import FILES, Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +75,9 @@ class Worktree:
         self.directory = directory
         self.db = db
         self.files = files
-        self._state = directory / REPOSITORY_FOLDER / "worktree"
-        self._cache = StatCache(self._state / "cache", files)
+        folder = directory / REPOSITORY_FOLDER / "worktree"
+        self._state = HeadFile(folder, files)
+        self._cache = StatCache(folder / "cache", files)
         self.warnings: list[str] = []
 
     @classmethod
@@ -104,28 +91,11 @@ class Worktree:
     @property
     def head(self) -> Head:
         """What the directory shows. Raises CorruptDataError when that cannot be read."""
-        path = self._state / "head"
-        try:
-            with translate_errors("read", path):
-                fields = json.loads(path.read_bytes())
-            commit = fields["commit"]
-            return Head(
-                check_name("model", fields["model"]),
-                fields["branch"] and check_name("branch", fields["branch"]),
-                bytes.fromhex(commit) if commit else None,
-            )
-        except NotFoundError:
-            return Head()
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptDataError(
-                f"{path} is damaged: {error}", hint="delete it, then check a version out"
-            ) from error
+        return self._state.read()
 
     def set_head(self, head: Head) -> None:
         """Say what the directory shows, without touching its files."""
-        commit = head.commit.hex() if head.commit else None
-        text = json.dumps(asdict(replace(head, commit=None)) | {"commit": commit})
-        self.files.replace_file(self._state / "head", text.encode() + b"\n")
+        self._state.write(head)
 
     def head_snapshot(self) -> Snapshot:
         """The files that HEAD has; none before the first commit."""
@@ -145,7 +115,7 @@ class Worktree:
             deleted=tuple(compared.deleted),
             unchanged=len(compared.same),
             warnings=tuple(self.warnings),
-            interrupted=self._unfinished(),
+            interrupted=self._state.unfinished(),
             moved=tip if head.branch and tip != head.commit else None,
         )
 
@@ -157,7 +127,7 @@ class Worktree:
         branch: str | None = None,
         threads: int | None = None,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
-        progress: "Progress | None" = None,
+        progress: Progress = SILENT,
     ) -> Recorded:
         """Record the directory, or only `paths` in it with the rest as HEAD has it.
 
@@ -173,20 +143,19 @@ class Worktree:
         carried = dict(compared.same)
         if paths is not None:
             to_store, carried = self._only(paths, to_store, snapshot, compared.deleted)
-        if progress is not None:
-            progress.begin(sum(file.stat.st_size for file in to_store))
+        progress.begin(sum(file.stat.st_size for file in to_store))
         recorded = record(
             self.db,
             self._target(head, branch),
             Content(
-                lambda: self._open(to_store, {file.path for file in found}),
+                lambda: open_files(self.directory, to_store, self.warnings),
                 carried,
                 frozenset(file.path for file in to_store if file.executable),
             ),
             description,
             threads=threads,
             chunk_size=chunk_size,
-            progress=progress.advance if progress else None,
+            progress=progress.advance,
         )
         self.set_head(replace(head, commit=recorded.id))
         for file in to_store:
@@ -204,7 +173,7 @@ class Worktree:
         model: str | None = None,
         force: bool = False,
         threads: int | None = None,
-        progress: "Progress | None" = None,
+        progress: Progress = SILENT,
     ) -> CheckedOut:
         """Make the directory show `commit`; HEAD is then on `branch`, or on none.
 
@@ -221,21 +190,17 @@ class Worktree:
         remove = [path for path in before.files if path not in after.files]
         remove = [path for path in remove if path in compared.same or (force and path in changed)]
         if not force:
-            self._refuse_overwriting(
-                [path for path in write if path in changed]
-                + [p for p in before.files if p not in after.files and p in changed],
-                after,
-            )
-        self._begin(commit)
-        read_at = read_time()
-        self._write(write, after, read_at, threads, progress)
+            gone = [path for path in before.files if path not in after.files]
+            _refuse_to_lose([path for path in (*write, *gone) if path in changed])
+        self._state.begin_checkout(commit)
+        self._write(write, after, threads, progress)
         writer = Writer(self.db, self.directory, files=self.files)
         for path in remove:
             writer.remove(path)
         writer.finish()
         self.set_head(Head(model or self.head.model, branch, commit))
         self._cache.save()
-        self.files.unlink(self._state / "checkout")
+        self._state.end_checkout()
         return CheckedOut(commit, branch, tuple(write), tuple(remove), tuple(kept))
 
     def restore(
@@ -245,7 +210,7 @@ class Worktree:
         *,
         force: bool = False,
         threads: int | None = None,
-        progress: "Progress | None" = None,
+        progress: Progress = SILENT,
     ) -> tuple[str, ...]:
         """Bring `paths` (files, or folders with all in them) back from a version; HEAD stays.
 
@@ -257,11 +222,15 @@ class Worktree:
             if not any(_is_under(one, [path]) for one in wanted):
                 raise NotFoundError(f"there is no {path!r} in that version")
         compared = self._compare(self._scan(), self.head_snapshot())
-        changed = {file.path for file in (*compared.added, *compared.modified)}
+        changed = {file.path: file for file in (*compared.added, *compared.modified)}
+        wanted = [
+            path
+            for path in wanted
+            if path not in changed or not self._is(changed[path], snapshot.files[path])
+        ]
         if not force:
-            self._refuse_overwriting([path for path in wanted if path in changed], snapshot)
-        read_at = read_time()
-        self._write(wanted, snapshot, read_at, threads, progress)
+            _refuse_to_lose([path for path in wanted if path in changed])
+        self._write(wanted, snapshot, threads, progress)
         self._cache.save()
         return tuple(wanted)
 
@@ -298,29 +267,16 @@ class Worktree:
             self._cache.note(file.path, file.stat, entry.manifest, read_at)
         return same
 
-    def _open(self, files: Iterable[FoundFile], names: set[str]) -> Iterator[FileToStore]:
-        for file in files:
-            source = FileSource(self.directory / file.path)
-            layout, warning = describe(source)
-            if warning:
-                self.warnings.append(f"{file.path}: {warning}")
-            if file.path.endswith(_INDEX_SUFFIX) and source.size < 64 << 20:
-                folder = file.path.rpartition("/")[0]
-                beside = {n.rpartition("/")[2] for n in names if n.rpartition("/")[0] == folder}
-                text = source.read(0, source.size).decode("utf-8", "replace")
-                self.warnings += [f"{file.path}: {one}" for one in check_shards(text, beside)]
-            yield FileToStore(file.path, source, layout)
-
     def _head_to_commit(self, branch: str | None) -> Head:
-        head = self.head
-        if branch is not None:
-            return replace(head, branch=check_name("branch", branch))
-        if (unfinished := self._unfinished()) is not None:
+        if (unfinished := self._state.unfinished()) is not None:
             raise ConflictError(
                 f"the checkout of {unfinished.hex()[:12]} did not finish; files of two versions "
                 "are mixed here",
                 hint=f"finish it first with: mstore checkout {unfinished.hex()[:12]}",
             )
+        head = self.head
+        if branch is not None:
+            return replace(head, branch=check_name("branch", branch))
         if head.branch is None:
             raise InvalidInputError(
                 "HEAD is on no branch, so a new version here would be lost to gc",
@@ -366,57 +322,22 @@ class Worktree:
                 kept.append(path)
         return write, kept
 
-    def _refuse_overwriting(self, paths: list[str], after: Snapshot) -> None:
-        lost = [path for path in paths if not self._already(path, after)]
-        if lost:
-            more = f" and {len(lost) - 1} more files" if len(lost) > 1 else ""
-            raise ConflictError(
-                f"{lost[0]}{more} changed since HEAD, and would be overwritten",
-                hint="commit first, or overwrite with --force",
-            )
-
-    def _already(self, path: str, after: Snapshot) -> bool:
-        entry = after.files.get(path)
-        return entry is not None and holds(self.db, self.directory / path, entry)
-
     def _write(
         self,
         paths: Iterable[str],
         snapshot: Snapshot,
-        read_at: int,
         threads: int | None,
-        progress: "Progress | None",
+        progress: Progress,
     ) -> None:
         paths = list(paths)
-        if progress is not None:
-            progress.begin(sum(snapshot.files[path].size for path in paths))
-        advance = progress.advance if progress else None
+        progress.begin(sum(snapshot.files[path].size for path in paths))
         writer = Writer(
-            self.db, self.directory, threads=threads, progress=advance, files=self.files
+            self.db, self.directory, threads=threads, progress=progress.advance, files=self.files
         )
         for path in paths:
             entry = snapshot.files[path]
-            self._cache.note(path, writer.write(path, entry), entry.manifest, read_at)
+            self._cache.note_written(path, writer.write(path, entry), entry.manifest)
         writer.finish()
-
-    def _begin(self, commit: Id) -> None:
-        self.files.replace_file(self._state / "checkout", commit.hex().encode() + b"\n")
-
-    def _unfinished(self) -> Id | None:
-        try:
-            return bytes.fromhex((self._state / "checkout").read_text("ascii").strip())
-        except (OSError, ValueError):
-            return None
-
-
-class Progress:
-    """Told how far a command is; the command line shows it as a bar."""
-
-    def begin(self, total: int) -> None:
-        """`total` bytes are to be done."""
-
-    def advance(self, done: int) -> None:
-        """`done` more bytes are done."""
 
 
 def find_worktree(start: Path) -> Path | None:
@@ -430,3 +351,12 @@ def find_worktree(start: Path) -> Path | None:
 def _is_under(path: str, roots: Iterable[str]) -> bool:
     """Whether `path` is one of `roots` or lies in a folder that is."""
     return any(root in (path, "", ".") or path.startswith(f"{root}/") for root in roots)
+
+
+def _refuse_to_lose(paths: list[str]) -> None:
+    if paths:
+        more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
+        raise ConflictError(
+            f"{paths[0]}{more} changed since HEAD, and would be overwritten",
+            hint="commit first, or overwrite with --force",
+        )

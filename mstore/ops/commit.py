@@ -1,7 +1,7 @@
 """Recording a version: store the files' chunks, then publish a commit on a branch."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.chunkstore import Session, StaleSessionError
@@ -143,6 +143,11 @@ def move_branch(db: Database, root: Root, target: Target, commit: Id) -> Root:
     """`root` with the target branch at `commit`; raises ConflictError when its tip moved."""
     refs = root.refs(target.model)
     tip = refs.branches.get(target.branch)
+    if tip is not None and target.tip is None:
+        raise ConflictError(
+            f"branch {target.branch} exists already, at {tip.hex()[:12]}; nothing was recorded",
+            hint="choose another name with --branch",
+        )
     if tip != target.tip:
         raise ConflictError(
             f"branch {target.branch} moved to {tip.hex()[:12] if tip else 'nothing'} "
@@ -150,4 +155,4 @@ def move_branch(db: Database, root: Root, target: Target, commit: Id) -> Root:
             hint="look at it with `mstore log`, then commit onto a new branch with --branch NAME",
         )
     kept = with_rescued(db, root, target.parents)
-    return replace(kept.with_refs(target.model, refs.with_branch(target.branch, commit)))
+    return kept.with_refs(target.model, refs.with_branch(target.branch, commit))

@@ -1,0 +1,306 @@
+"""The public object: a repository, seen as one of its models."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from mstore.author import default_author, local_zone
+from mstore.chunking import DEFAULT_CHUNK_SIZE
+from mstore.database import Database
+from mstore.errors import InvalidInputError, NoRepositoryError, NotFoundError
+from mstore.ids import Id
+from mstore.ingest import FileToStore
+from mstore.objects import MetadataValue, check_path
+from mstore.ops import gc as gc_op
+from mstore.ops import refs as refs_op
+from mstore.ops.commit import Content, Description, Target, record
+from mstore.ops.diff import Diff, diff_snapshots
+from mstore.ops.history import log
+from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name, resolve
+from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan, open_files
+from mstore.ops.stats import Stats, stats
+from mstore.ops.verify import VerifyReport, verify
+from mstore.ops.where import parse_where
+from mstore.progress import SILENT, Progress
+from mstore.rootlog import Root
+from mstore.snapshot import Snapshot
+from mstore.sources import BufferSource
+from mstore.storage.base import Storage
+from mstore.storage.open import open_storage
+from mstore.structure import flatten
+from mstore.worktree import Worktree
+
+ARRAYS_PATH = "model.safetensors"
+"""The file that arrays committed from Python become."""
+
+Location = str | os.PathLike[str]
+
+
+class Repository:
+    """A repository, as the model `model_name` of it. `repo["main~2"]` is a version.
+
+    Made by `mstore.init` and `mstore.open`. All views of one repository share the cached root;
+    every call that changes something looks for a newer one first, `refresh` does so at will.
+    """
+
+    def __init__(self, db: Database, model: str = DEFAULT_MODEL) -> None:
+        self.database = db
+        self.model_name = check_name("model", model)
+
+    def __repr__(self) -> str:
+        model = "" if self.model_name == DEFAULT_MODEL else f" model {self.model_name}"
+        count = len(self.branches)
+        where = self.database.storage.location
+        return f"<Repository {where}{model}, {count} branch{'es' if count != 1 else ''}>"
+
+    def __getitem__(self, revision: str) -> Snapshot:
+        """The version that `revision` names; raises NotFoundError with the nearest names."""
+        return Snapshot(self.database, self._resolve(revision))
+
+    def __contains__(self, revision: object) -> bool:
+        try:
+            return isinstance(revision, str) and bool(self._resolve(revision))
+        except (NotFoundError, InvalidInputError):
+            return False
+
+    @property
+    def models(self) -> list[str]:
+        """The names of all models, sorted."""
+        return sorted(self.database.root.models)
+
+    @property
+    def branches(self) -> Mapping[str, str]:
+        """The branches of this model: name -> id of the newest version."""
+        refs = self.database.root.refs(self.model_name)
+        return MappingProxyType({name: refs.branches[name].hex() for name in sorted(refs.branches)})
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """The tags of this model: name -> id of the version."""
+        refs = self.database.root.refs(self.model_name)
+        return MappingProxyType({name: refs.tags[name].hex() for name in sorted(refs.tags)})
+
+    def model(self, name: str) -> "Repository":
+        """The same repository, seen as another model; its first commit makes it."""
+        return Repository(self.database, name)
+
+    def refresh(self) -> None:
+        """See what others have published since."""
+        self.database.refresh()
+
+    def commit(
+        self,
+        content: object,
+        message: str = "",
+        *,
+        metadata: Mapping[str, MetadataValue] | None = None,
+        branch: str = DEFAULT_BRANCH,
+        parent: str | None = None,
+        author: str | None = None,
+        path: str | None = None,
+        threads: int | None = None,
+        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        progress: Progress = SILENT,
+    ) -> Snapshot:
+        """Record a version as the new tip of `branch`, and return it.
+
+        `content` is a path (str or PathLike) of a file or directory, or a value: arrays of numpy,
+        or anything with `__array__` or `__dlpack__`, in dicts, lists and tuples with plain Python
+        values, which becomes one virtual safetensors file called `path` (`model.safetensors`).
+        A branch that does not exist yet begins at the revision `parent`, or with this version.
+        When nothing differs from the tip, and no new metadata is given, the tip is returned.
+
+        Raises InvalidInputError, naming the place, for a value that cannot be stored safely;
+        ConflictError when the branch moved or a file changed meanwhile.
+        """
+        self.database.refresh()
+        tip = self.database.root.refs(self.model_name).branches.get(check_name("branch", branch))
+        start = self._resolve(parent) if parent is not None else None
+        if tip is not None and start not in (None, tip):
+            raise InvalidInputError(
+                f"branch {branch} exists, so its next version cannot begin at {parent}",
+                hint="name another branch, or leave out the parent",
+            )
+        first = tip or start
+        target = Target(self.model_name, branch, tip, (first,) if first else ())
+        recorded = record(
+            self.database,
+            target,
+            _content(content, path, progress),
+            Description(author or default_author(), message, local_zone(), metadata),
+            threads=threads,
+            chunk_size=chunk_size,
+            progress=progress.advance,
+        )
+        return Snapshot(self.database, recorded.id)
+
+    def log(
+        self,
+        revision: str | None = None,
+        *,
+        where: str | None = None,
+        sort: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Snapshot]:
+        """The versions behind `revision` (all branches and tags when None), newest first.
+
+        `where` filters, as in `loss < 0.3 and author ~ "ada*"`; `sort` is a metadata key, `time`,
+        `author` or `size`, with `-` before it for descending.
+        """
+        refs = self.database.root.refs(self.model_name)
+        tips = (
+            [self._resolve(revision)]
+            if revision is not None
+            else [*refs.branches.values(), *refs.tags.values()]
+        )
+        condition = parse_where(where) if where else None
+        for entry in log(self.database, tips, where=condition, sort=sort, limit=limit):
+            yield Snapshot(self.database, entry.id)
+
+    def diff(
+        self, before: str, after: str, *, tensor: str | None = None, numbers: bool = True
+    ) -> Diff:
+        """What changed from one version to another, per file and per tensor, with numbers.
+
+        `tensor` is a pattern such as `encoder.*` that limits the tensors looked at. Without
+        `numbers` no weights are read.
+        """
+        return diff_snapshots(
+            self.database,
+            self[before].record,
+            self[after].record,
+            tensor=tensor,
+            numbers=numbers,
+        )
+
+    def create_branch(
+        self, name: str, revision: str = "HEAD", *, author: str | None = None
+    ) -> None:
+        """Make a branch at `revision`; raises ConflictError when it exists."""
+        commit = self._resolve(revision)
+        refs_op.create_branch(
+            self.database, self.model_name, name, commit, author=author or default_author()
+        )
+
+    def create_tag(self, name: str, revision: str = "HEAD", *, author: str | None = None) -> None:
+        """Make a tag at `revision`; raises ConflictError when it exists."""
+        commit = self._resolve(revision)
+        refs_op.create_tag(
+            self.database, self.model_name, name, commit, author=author or default_author()
+        )
+
+    def delete_branch(self, name: str, *, author: str | None = None) -> str:
+        """Delete a branch; returns the id it was at, by which `create_branch` brings it back."""
+        return refs_op.delete_branch(
+            self.database, self.model_name, name, author=author or default_author()
+        ).hex()
+
+    def delete_tag(self, name: str, *, author: str | None = None) -> str:
+        """Delete a tag; returns the id it was at."""
+        return refs_op.delete_tag(
+            self.database, self.model_name, name, author=author or default_author()
+        ).hex()
+
+    def undo(self, *, to: int | None = None, author: str | None = None) -> Root:
+        """Bring back the refs from before the last operation; see `ops.refs.undo`."""
+        return refs_op.undo(self.database, to=to, author=author or default_author())
+
+    def reflog(self) -> Iterator[Root]:
+        """What was done to the repository, newest first: one root per operation."""
+        self.database.refresh()
+        return self.database.log.history()
+
+    def gc(
+        self,
+        *,
+        dry_run: bool = False,
+        keep_last: int | None = None,
+        author: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> gc_op.Report:
+        """Delete what no branch or tag of any model reaches; see `ops.gc.collect`."""
+        return gc_op.collect(
+            self.database,
+            author=author or default_author(),
+            dry_run=dry_run,
+            keep_last=keep_last,
+            progress=progress,
+        )
+
+    def verify(self, *, quick: bool = False) -> VerifyReport:
+        """Check everything, or (quick) all but the weights themselves; see `ops.verify`."""
+        return verify(self.database, quick=quick)
+
+    def stats(self) -> Stats:
+        """How large everything is, and what sharing and compression save."""
+        return stats(self.database)
+
+    def _resolve(self, revision: str) -> Id:
+        return resolve(self.database, self.model_name, revision)
+
+
+def init(location: Location, *, bare: bool = False, author: str | None = None) -> Repository:
+    """Make a repository: in `location/.mstore`, or in `location` itself when bare (or a URL).
+
+    Raises StorageError when there is one already.
+    """
+    author = author or default_author()
+    if bare or is_url(location):
+        return Repository(Database.create(open_storage(location), author))
+    directory = Path(location)
+    db = Database.create(open_storage(directory / REPOSITORY_FOLDER), author)
+    Worktree.create(directory, db)
+    return Repository(db)
+
+
+def open_repository(location: Location, *, model: str = DEFAULT_MODEL) -> Repository:
+    """Open the repository at `location`: a directory that has one, a bare one, or a URL.
+
+    Raises NoRepositoryError when there is none.
+    """
+    return Repository(Database.open(storage_at(location)), model)
+
+
+def storage_at(location: Location) -> Storage:
+    """The storage of the repository at `location`, without looking whether there is one."""
+    if not is_url(location):
+        inside = Path(location) / REPOSITORY_FOLDER
+        if inside.is_dir():
+            return open_storage(inside)
+        if not Path(location).is_dir():
+            raise NoRepositoryError(
+                f"there is no directory {os.fspath(location)}", hint="make one with: mstore init"
+            )
+    return open_storage(location)
+
+
+def is_url(location: Location) -> bool:
+    """Whether `location` names a storage by a URL rather than a path."""
+    return isinstance(location, str) and "://" in location
+
+
+def _content(content: object, path: str | None, progress: Progress) -> Content:
+    if isinstance(content, str | os.PathLike):
+        if path is not None:
+            raise InvalidInputError("path= names the file that values become, not files on disk")
+        return _files_content(Path(content), progress)
+    arrays = flatten(content)
+    progress.begin(arrays.size)
+    name = check_path(path or ARRAYS_PATH)
+    buffers = [memoryview(arrays.header), *arrays.buffers]
+    return Content(lambda: [FileToStore(name, BufferSource(buffers), arrays.layout)], {})
+
+
+def _files_content(path: Path, progress: Progress) -> Content:
+    if path.is_dir():
+        found = Scan(path).files()
+        directory = path
+    elif path.exists():
+        directory = path.parent
+        found = [FoundFile(path.name, path.stat())]
+    else:
+        raise NotFoundError(f"there is no file or directory {path}")
+    progress.begin(sum(file.stat.st_size for file in found))
+    executable = frozenset(file.path for file in found if file.executable)
+    return Content(lambda: open_files(directory, found, []), {}, executable)
