@@ -1,0 +1,42 @@
+"""Which format a file is of, by its content; the one entry point to all parsers."""
+
+from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
+from mstore.formats.base import HEAD_SIZE, Format
+from mstore.formats.npy import NpyFormat
+from mstore.formats.npz import NpzFormat
+from mstore.formats.safetensors import SafetensorsFormat
+from mstore.layout import ByteReader, Layout, opaque
+
+FORMATS: list[Format] = [
+    SafetensorsFormat(),
+    NpyFormat(),
+    NpzFormat(),
+]
+"""Every known format; the first whose `sniff` says yes describes the file.
+
+A format that is a special case of another comes before it.
+"""
+
+_MAX_REASON = 300
+
+
+def describe(reader: ByteReader) -> tuple[Layout, str | None]:
+    """The layout of a file, and a warning for the user or None.
+
+    A file that no parser knows is one opaque segment. So is one that its parser rejects, with a
+    warning that says why: storing bytes harms nobody. Raises only what reading itself raises
+    (StorageError, ConflictError), never anything because of the content.
+    """
+    head = reader.read(0, HEAD_SIZE)
+    for candidate in FORMATS:
+        if not candidate.sniff(head, reader):
+            continue
+        try:
+            return candidate.layout(reader), None
+        except (FormatError, LimitExceededError, UnsafeInputError) as error:
+            reason = error.message[:_MAX_REASON]  # names inside it may be of any length
+            return (
+                opaque(reader.size),
+                f"looks like {candidate.name} but {reason}; stored as opaque bytes",
+            )
+    return opaque(reader.size), None

@@ -1,0 +1,331 @@
+"""The npz parser and the zip directory reader, against numpy's files and hostile archives."""
+
+import io
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from mstore.errors import FormatError, LimitExceededError
+from mstore.formats import zipdir
+from mstore.formats.base import BytesReader
+from mstore.formats.npz import NpzFormat
+from mstore.numpy_dtypes import array_from_bytes
+
+ARRAYS = {
+    "w": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "layer/kernel:0": np.asfortranarray(np.arange(6, dtype=">i2").reshape(2, 3)),
+    "scalar": np.array(2.5),
+    "none": np.zeros((0, 2), np.int8),
+    "ünï": np.array([True]),
+}
+
+
+def npz(save=np.savez, **arrays):
+    file = io.BytesIO()
+    save(file, **(arrays or ARRAYS))
+    return file.getvalue()
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def archive(*members, compression=zipfile.ZIP_STORED, comment=b""):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as made:
+        for name, content in members:
+            made.writestr(name, content)
+        made.comment = comment
+    return file.getvalue()
+
+
+def layout(data):
+    return NpzFormat().layout(BytesReader(data))
+
+
+def arrays_of(data):
+    found = {}
+    for segment in layout(data).segments:
+        if (tensor := segment.tensor) is not None:
+            raw = data[segment.offset : segment.offset + segment.length]
+            found[tensor.name] = array_from_bytes(raw, tensor.dtype, tensor.shape, tensor.order)
+    return found
+
+
+def test_reads_what_numpy_wrote():
+    data = npz()
+    found = arrays_of(data)
+    expected = np.load(io.BytesIO(data))
+    assert set(found) == set(expected.files) == set(ARRAYS)
+    for name, array in found.items():
+        assert array.dtype == expected[name].dtype
+        assert array.tobytes() == expected[name].tobytes()
+
+
+def test_reads_archives_written_to_a_pipe():
+    class Pipe(io.RawIOBase):
+        def __init__(self):
+            self.written = b""
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            self.written += bytes(data)
+            return len(data)
+
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w") as made:
+        for name in ("a", "b"):
+            with made.open(f"{name}.npy", "w", force_zip64=name == "b") as member:
+                member.write(npy(np.arange(3)))
+    assert {name: a.tolist() for name, a in arrays_of(pipe.written).items()} == {
+        "a": [0, 1, 2],
+        "b": [0, 1, 2],
+    }
+
+
+def test_deflated_members_stay_opaque():
+    data = npz(np.savez_compressed)
+    assert NpzFormat().sniff(data[:4096], BytesReader(data))
+    assert arrays_of(data) == {}
+    assert layout(data).size == len(data)
+
+
+def test_other_members_stay_opaque():
+    data = archive(
+        ("meta.json", "{}"),
+        ("folder/", b""),
+        ("a.npy", npy(np.arange(3))),
+        ("objects.npy", npy(np.array([None]))),
+        ("text.npy", npy(np.array(["x"]))),
+        comment=b"PK\5\6 a comment that looks like an end record",
+    )
+    assert NpzFormat().sniff(data[:4096], BytesReader(data))
+    assert set(arrays_of(data)) == {"a"}
+
+
+def test_other_archives_are_not_claimed():
+    for data in (
+        archive(("model/data.pkl", b"x"), ("model/data/0", b"y")),
+        archive(),
+        archive(("a.txt", b"x"))[:-1],
+        b"PK\x03\x04",
+        b"",
+    ):
+        assert not NpzFormat().sniff(data[:4096], BytesReader(data))
+
+
+def test_damaged_archive_is_still_recognised():
+    data = npz()[:-1]
+    assert NpzFormat().sniff(data[:4096], BytesReader(data))
+    with pytest.raises(FormatError, match="cut short"):
+        layout(data)
+
+
+def test_a_bad_member_is_named():
+    with pytest.raises(FormatError, match=r"'a\.npy'"):
+        layout(archive(("a.npy", npy(np.arange(3))[:-1])))
+    with pytest.raises(FormatError, match=r"'a\.npy'"):
+        layout(archive(("a.npy", b"not an array")))
+    with pytest.raises(LimitExceededError, match=r"'a\.npy'"):
+        layout(archive(("a.npy", b"\x93NUMPY\2\0\xff\xff\xff\xff")))
+
+
+CONTENT = npy(np.arange(4, dtype=np.uint8))
+
+
+def member(name=b"a.npy", content=CONTENT, **changes):
+    """One member's local header and data, and its central record but for the offset."""
+    local = {"flags": 0, "method": 0, "crc": 7, "compressed": len(content), "size": len(content)}
+    central = dict(local)
+    for key, value in changes.items():
+        for place, fields in (("local_", local), ("central_", central)):
+            if key.removeprefix(place) in fields:
+                fields[key.removeprefix(place)] = value
+    local_name = changes.get("local_name", name)
+    extra = changes.get("extra", b"")
+    head = struct.pack(
+        "<4s5H3I2H", b"PK\3\4", 20, local["flags"], local["method"], 0, 0, local["crc"],
+        local["compressed"], local["size"], len(local_name), len(changes.get("local_extra", b"")),
+    )  # fmt: skip
+
+    def record(offset):
+        return struct.pack(
+            "<4s6H3I5H2I", b"PK\1\2", 20, 20, central["flags"], central["method"], 0, 0,
+            central["crc"], central["compressed"], central["size"], len(name), len(extra), 0,
+            changes.get("disk", 0), 0, 0, changes.get("offset", offset),
+        ) + name + extra  # fmt: skip
+
+    return head + local_name + changes.get("local_extra", b"") + content, record
+
+
+def build(*members, **end):
+    """An archive of `member`s; `end` changes numbers of the end record."""
+    body, records = b"", b""
+    for data, record in members:
+        records += record(len(body))
+        body += data
+    return (
+        body
+        + records
+        + end.get("before_end", b"")
+        + struct.pack(
+            "<4s4H2IH",
+            b"PK\5\6",
+            end.get("disk", 0),
+            0,
+            end.get("here", len(members)),
+            end.get("count", len(members)),
+            end.get("size", len(records)),
+            end.get("start", len(body)),
+            0,
+        )
+        + end.get("after", b"")
+    )
+
+
+def end64(start, size, count, **changes):
+    """A zip64 end record and its locator, which lie at start + size."""
+    length = changes.get("length", 44)
+    record = struct.pack("<4sQ2H2I4Q", b"PK\6\6", length, 45, 45, 0, 0, count, count, size, start)
+    locator = struct.pack("<4sIQI", b"PK\6\7", 0, changes.get("at", start + size), 1)
+    return record + changes.get("between", b"") + locator
+
+
+def zip64(**changes):
+    data, record = member()
+    place = len(data), len(record(0)), 1
+    return build(
+        (data, record),
+        before_end=end64(*place, **changes),
+        count=0xFFFF,
+        here=0xFFFF,
+        start=0xFFFFFFFF,
+        size=0xFFFFFFFF,
+    )
+
+
+WIDE = struct.pack("<2HQQ", 1, 16, len(CONTENT), len(CONTENT))
+
+
+def test_hand_made_archives_are_good_before_they_are_bad():
+    for data in (
+        build(member()),
+        build(member(), member(b"b.npy")),
+        build(member(flags=8, local_crc=0, local_size=0, local_compressed=0)),
+        build(member(local_extra=b"FB\3\0ZZZ")),
+        build(member(size=0xFFFFFFFF, compressed=0xFFFFFFFF, extra=WIDE, local_extra=WIDE)),
+        zip64(),
+    ):
+        assert arrays_of(data)["a"].tolist() == [0, 1, 2, 3]
+
+
+_twice, _record = member()
+
+MALFORMED = {
+    "overlap": build(member(), member(b"b.npy", offset=0)),
+    "same data twice": build((_twice, lambda at: _record(0)), (b"", lambda at: _record(0))),
+    "overlap by quoting": build(
+        member(b"a.txt", b"x" + member(b"b.npy")[0]), member(b"b.npy", offset=36)
+    ),
+    "duplicate": build(member(), member()),
+    "duplicate that is no array": build(member(b"a.txt"), member(b"a.txt")),
+    "parent": build(member(b"../a.npy")),
+    "parent inside": build(member(b"a/../../b.npy")),
+    "absolute": build(member(b"/a.npy")),
+    "backslash": build(member(b"..\\a.npy")),
+    "zero in name": build(member(b"a\0b.npy")),
+    "empty name": build(member(b"")),
+    "dot": build(member(b"./a.npy")),
+    "name not UTF-8": build(member(b"\xff.npy", flags=0x800)),
+    "local name differs": build(member(local_name=b"b.npy")),
+    "local name longer": build(member(local_name=b"a.npyx")),
+    "local method differs": build(member(local_method=8)),
+    "central method differs": build(member(central_method=8)),
+    "local flags differ": build(member(local_flags=0x800)),
+    "local size differs": build(member(local_size=5, local_compressed=5)),
+    "local crc differs": build(member(local_crc=8)),
+    "zero sizes without descriptor": build(member(local_crc=0, local_size=0, local_compressed=0)),
+    "descriptor and other sizes": build(member(flags=8, local_size=5)),
+    "stored with two sizes": build(member(size=5)),
+    "stored with two sizes, no array": build(member(b"a.txt", size=5)),
+    "encrypted": build(member(flags=1)),
+    "strongly encrypted": build(member(flags=0x41)),
+    "masked": build(member(flags=0x2000)),
+    "bz2": build(member(method=12)),
+    "lzma": build(member(method=14)),
+    "zstd": build(member(method=93)),
+    "xz": build(member(method=95)),
+    "reaches into the directory": build(member(size=500, compressed=500)),
+    "size 4 GB": build(member(size=0xFFFFFFFE, compressed=0xFFFFFFFE)),
+    "offset beyond the file": build(member(offset=10_000)),
+    "offset inside the directory": build(member(offset=len(_twice))),
+    "another disk": build(member(disk=1)),
+    "archive in parts": build(member(), disk=1),
+    "fewer here": build(member(), here=0),
+    "count too big": build(member(), count=2, here=2),
+    "count too small": build(member(), member(b"b.npy"), count=1, here=1),
+    "directory elsewhere": build(member(), start=5),
+    "directory longer": build(member(), size=500),
+    "data before": b"x" + build(member()),
+    "data after": build(member(), after=b"x"),
+    "data before the end": build(member(), before_end=b"x"),
+    "zip64 field missing": build(member(size=0xFFFFFFFF, compressed=0xFFFFFFFF)),
+    "zip64 field short": build(
+        member(size=0xFFFFFFFF, compressed=0xFFFFFFFF, extra=WIDE[:2] + b"\x08\0" + WIDE[4:12])
+    ),
+    "zip64 field twice": build(member(extra=WIDE + WIDE)),
+    "zip64 size huge": build(
+        member(size=0xFFFFFFFF, compressed=0xFFFFFFFF, extra=WIDE[:4] + b"\xff" * 16)
+    ),
+    "extra field cut": build(member(extra=b"\1\0\x10\0")),
+    "zip64 record missing": build(member(), start=0xFFFFFFFF),
+    "zip64 record elsewhere": zip64(at=3),
+    "zip64 record away from its locator": zip64(between=b"x"),
+    "zip64 record of another length": zip64(length=45),
+    "end record only, zip64": struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, *[0xFFFF] * 2, 0, 0, 0),
+    "cut": build(member())[:-1],
+    "empty file": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed(data):
+    with pytest.raises(FormatError):
+        layout(data)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_real_archives_of_other_methods(method):
+    with pytest.raises(FormatError, match="method"):
+        layout(archive(("a.npy", CONTENT), compression=method))
+
+
+def test_too_much(monkeypatch):
+    monkeypatch.setattr(zipdir, "MAX_MEMBERS", 1)
+    layout(build(member()))
+    with pytest.raises(LimitExceededError):
+        layout(build(member(), member(b"b.npy")))
+    monkeypatch.setattr(zipdir, "MAX_DIRECTORY", 10)
+    with pytest.raises(LimitExceededError):
+        layout(build(member()))
+
+
+def test_a_bomb_is_never_inflated():
+    bomb = archive(("a.npy", npy(np.zeros(1 << 24, np.uint8))), compression=zipfile.ZIP_DEFLATED)
+
+    class Watched(BytesReader):
+        most = 0
+
+        def read(self, offset, length):
+            self.most = max(self.most, length)
+            return super().read(offset, length)
+
+    reader = Watched(bomb)
+    assert [s.tensor for s in NpzFormat().layout(reader).segments] == [None]
+    assert reader.most < 70_000
