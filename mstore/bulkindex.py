@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mstore.errors import CorruptDataError
 from mstore.ids import ID_SIZE, Buffer
 from mstore.index import ROW_SIZE, Index, assemble
 
@@ -112,6 +113,22 @@ def locate(indexes: Sequence[Index], ids: Ids) -> Located:
     return Located(found, rows, packs)
 
 
+def check_rows(index: Index) -> None:
+    """Read all of `index` and check it, before something is deleted or rewritten by what it says.
+
+    Raises CorruptDataError when its checksum is wrong, its keys are out of order, or a row names
+    a pack or a base that the index does not have.
+    """
+    index.check()
+    keys, rows = columns(index)
+    if (
+        (keys[1:] < keys[:-1]).any()
+        or (rows["pack"] >= len(index.packs)).any()
+        or (rows["base"] > len(index.bases) // ID_SIZE).any()
+    ):
+        raise CorruptDataError(f"index {index.name} is malformed", hint="run: mstore verify")
+
+
 def merge(indexes: Sequence[Index], keep: Sequence[NDArray[np.bool_] | None]) -> list[Buffer]:
     """The parts of one index with the records of all, the first of a repeated id.
 
@@ -121,18 +138,23 @@ def merge(indexes: Sequence[Index], keep: Sequence[NDArray[np.bool_] | None]) ->
     # The inputs are sorted runs, which a stable sort of the keys merges in about one pass.
     order = np.argsort(keys, kind="stable")
     keys, rows = keys[order], rows[order]
-    same_key = keys[1:] == keys[:-1]
-    repeated = same_key.copy()
-    for name in _TAILS:
-        repeated &= rows[name][1:] == rows[name][:-1]
-    first = np.concatenate((np.ones(min(1, len(keys)), np.bool_), ~repeated))
-    keys, rows = keys[first], rows[first]
-    if (same_key & ~repeated).any():
+    if ((keys[1:] == keys[:-1]) & ~_same(keys, rows)).any():
+        # Different ids with the same first eight bytes: only these make the tails matter.
         order = np.lexsort((*(rows[name].byteswap() for name in reversed(_TAILS)), keys))
         keys, rows = keys[order], rows[order]
+    first = np.concatenate((np.ones(min(1, len(keys)), np.bool_), ~_same(keys, rows)))
+    keys, rows = keys[first], rows[first]
     names, rows["pack"] = _renumbered(rows["pack"], packs)
     bases, rows["base"] = _renumbered_bases(rows["base"], bases)
     return assemble(names, len(keys), keys.data.cast("B"), rows.view(np.uint8).data, bases)
+
+
+def _same(keys: NDArray[np.uint64], rows: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Which ids equal the one before them; shape (n - 1,)."""
+    same: NDArray[np.bool_] = keys[1:] == keys[:-1]
+    for name in _TAILS:
+        same &= rows[name][1:] == rows[name][:-1]
+    return same
 
 
 def _concatenated(

@@ -223,8 +223,8 @@ def scan(storage: Storage, name: str, window: int = 32 << 20) -> Iterator[Payloa
     UnsupportedVersionError when the pack is of a newer format. Bounded memory: one window, or
     one record where that is larger.
     """
-    key = pack_key(name)
-    _check_pack_header(storage.get(key, 0, PACK_HEADER_SIZE), name)
+    key, window = pack_key(name), max(window, RECORD_HEADER_SIZE)
+    check_pack_header(storage.get(key, 0, PACK_HEADER_SIZE), name)
     offset = PACK_HEADER_SIZE
     while data := memoryview(storage.get(key, offset, window)):
         used = 0
@@ -254,7 +254,11 @@ def _pack_header(metadata: bool) -> bytes:
     return head + _low32(head).to_bytes(4, "little")
 
 
-def _check_pack_header(data: bytes, name: str) -> None:
+def check_pack_header(data: bytes, name: str) -> None:
+    """Check the first PACK_HEADER_SIZE bytes of the pack `name`.
+
+    Raises CorruptDataError, or UnsupportedVersionError when the pack is of a newer format.
+    """
     if len(data) < PACK_HEADER_SIZE or not data.startswith(_PACK_MAGIC):
         raise CorruptDataError(f"pack {name} does not start as a pack does")
     _, version, metadata, check = _PACK_HEADER.unpack(data)

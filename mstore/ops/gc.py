@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import columns, merge
+from mstore.bulkindex import check_rows, columns, merge
 from mstore.chunkstore import Session, store_index
 from mstore.database import Database
 from mstore.errors import InvalidInputError
@@ -120,6 +120,9 @@ def collect(
 
 
 def _plan(db: Database, root: Root, keep_last: int | None) -> _Plan:
+    for index in (*db.chunk_indexes(), *db.metadata_indexes()):
+        # A damaged index could make live packs look dead.
+        check_rows(index)
     kept, forgotten = _kept_commits(db, root, keep_last)
     reached = Reached(db)
     reached.add(kept)

@@ -1,0 +1,167 @@
+"""Metadata objects: round trips, canonical form, refusal of what is malformed."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mstore.dtypes import BY_NAME
+from mstore.errors import CorruptDataError, InvalidInputError
+from mstore.layout import Tensor
+from mstore.objects import (
+    Commit,
+    FileEntry,
+    Manifest,
+    SegmentChunks,
+    Snapshot,
+    check_metadata,
+    check_path,
+    encode_object,
+    pack,
+    unpack,
+)
+
+identifiers = st.binary(min_size=32, max_size=32)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+file_names = st.text(min_size=1, max_size=10).filter(
+    lambda name: (
+        not set(name) & set("/\0")
+        and name not in (".", "..", ".mstore")
+        and all(not 0xD800 <= ord(c) < 0xDC80 and not 0xDCFF < ord(c) <= 0xDFFF for c in name)
+    )
+)
+
+
+@st.composite
+def segments(draw: st.DrawFn) -> SegmentChunks:
+    if draw(st.booleans()):
+        lengths = draw(st.lists(st.integers(1, 2**30), max_size=4))
+        ids = b"".join(draw(identifiers) for _ in lengths)
+        return SegmentChunks(sum(lengths), ids, lengths=tuple(lengths))
+    dtype = draw(st.sampled_from([one for one in BY_NAME.values() if one.bits >= 8]))
+    tensor = Tensor(
+        draw(texts),
+        dtype,
+        tuple(draw(st.lists(st.integers(0, 40), max_size=3))),
+        draw(st.sampled_from(["C", "F"])),
+    )
+    piece = dtype.itemsize * draw(st.integers(1, 1000))
+    ids = b"".join(draw(identifiers) for _ in range(-(-tensor.nbytes // piece)))
+    return SegmentChunks(tensor.nbytes, ids, tensor, piece)
+
+
+@given(st.lists(segments(), max_size=4), texts)
+def test_manifest_round_trip(parts: list[SegmentChunks], name: str) -> None:
+    manifest = Manifest(name, sum(part.length for part in parts), tuple(parts))
+    again = Manifest.decode(manifest.encode())
+    assert again == manifest
+    assert sum(length for _, length in again.chunks()) == manifest.size
+    assert b"".join(identifier for identifier, _ in again.chunks()) == again.chunk_ids()
+
+
+@given(st.dictionaries(file_names, st.tuples(identifiers, st.integers(0, 2**50), st.booleans())))
+def test_snapshot_round_trip_and_one_form(files: dict[str, tuple[bytes, int, bool]]) -> None:
+    entries = {path: FileEntry(*fields) for path, fields in files.items()}
+    snapshot = Snapshot(entries)
+    assert Snapshot.decode(snapshot.encode()) == snapshot
+    assert Snapshot(dict(reversed(entries.items()))).encode() == snapshot.encode()
+
+
+@given(
+    identifiers,
+    st.lists(identifiers, max_size=2),
+    texts,
+    texts,
+    st.dictionaries(texts.filter(bool), json_values),
+)
+def test_commit_round_trip(
+    snapshot: bytes, parents: list[bytes], author: str, message: str, metadata: dict[str, object]
+) -> None:
+    commit = Commit(snapshot, tuple(parents), author, 5, -90, message, metadata)  # type: ignore[arg-type]
+    assert Commit.decode(commit.encode()) == commit
+    assert encode_object(commit)[2] == commit.encode()
+
+
+@pytest.mark.parametrize("kind", [Manifest, Snapshot, Commit])
+@given(st.binary(max_size=60) | json_values.map(pack))
+def test_decoding_anything_else_is_refused(kind: type[Manifest], raw: bytes) -> None:
+    with pytest.raises(CorruptDataError):
+        kind.decode(raw)
+
+
+@given(segments(), st.data())
+def test_a_changed_manifest_is_refused_or_differs(part: SegmentChunks, data: st.DataObject) -> None:
+    raw = bytearray(Manifest("f", part.length, (part,)).encode())
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        changed = Manifest.decode(bytes(raw))
+    except CorruptDataError:
+        return
+    assert changed.encode() != Manifest("f", part.length, (part,)).encode()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/a", "a/", "../a", "a/../b", "a//b", ".", "a/./b", "a\0b", ".mstore/x", "x" * 5000],
+)
+def test_paths_that_could_leave_the_directory(path: str) -> None:
+    with pytest.raises(InvalidInputError):
+        check_path(path)
+    with pytest.raises(CorruptDataError):
+        Snapshot.decode(pack({"files": [[path, bytes(32), 0, False]]}))
+
+
+def test_a_path_listed_twice_is_refused() -> None:
+    row = ["a", bytes(32), 0, False]
+    with pytest.raises(CorruptDataError):
+        Snapshot.decode(pack({"files": [row, row]}))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{1: 2}, {"a": {1: 2}}, {"a": object()}, {"a": 2**64}, {"": 1}, {"a": "\ud800"}, {"a": (1,)}],
+)
+def test_metadata_that_cannot_be_recorded(value: dict[str, object]) -> None:
+    with pytest.raises(InvalidInputError):
+        check_metadata(value)  # type: ignore[arg-type]
+
+
+def test_metadata_nested_too_deeply() -> None:
+    value: object = 1
+    for _ in range(40):
+        value = [value]
+    with pytest.raises(InvalidInputError, match="deeply"):
+        check_metadata({"a": value})  # type: ignore[dict-item]
+
+
+def test_file_names_that_are_not_utf8() -> None:
+    snapshot = Snapshot({"caf\udce9": FileEntry(bytes(32), 1)})
+    assert Snapshot.decode(snapshot.encode()) == snapshot
+    assert b"caf\xe9" in snapshot.encode()
+
+
+@given(json_values)
+def test_pack_is_canonical(value: object) -> None:
+    assert pack(unpack(pack(value))) == pack(value)
+
+
+def test_tensor_ids_tell_contents_apart() -> None:
+    f32, i32 = BY_NAME["f32"], BY_NAME["i32"]
+    made = [
+        SegmentChunks(8, b"a" * 32, Tensor("x", f32, (2,)), 8),
+        SegmentChunks(8, b"b" * 32, Tensor("x", f32, (2,)), 8),
+        SegmentChunks(8, b"a" * 32, Tensor("x", i32, (2,)), 8),
+        SegmentChunks(8, b"a" * 32, Tensor("x", f32, (1, 2)), 8),
+        SegmentChunks(8, b"a" * 32, Tensor("x", f32, (1, 2), "F"), 8),
+    ]
+    assert len({one.tensor_id for one in made}) == 5
+    assert SegmentChunks(8, b"a" * 32, Tensor("y", f32, (2,)), 8).tensor_id == made[0].tensor_id
+    assert SegmentChunks(8, b"a" * 32, lengths=(8,)).tensor_id is None
