@@ -1,6 +1,6 @@
 """The element types of tensors, by the short names used everywhere in mstore.
 
-Nothing here needs numpy; `tensors.numpy_dtype` turns a `DType` into an array type.
+Nothing here needs numpy; `numpy_dtypes.numpy_dtype` turns a `DType` into an array type.
 The names are those of the safetensors format in lower case; a leading `>` marks big-endian
 elements, as in numpy.
 """

@@ -1,0 +1,232 @@
+"""Recording versions: dedup, what is stored, conflicts, files that change, gc beside it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mstore import chunkstore
+from mstore.chunkstore import choose_merge
+from mstore.database import Database
+from mstore.errors import ConflictError, InvalidInputError, StorageError
+from mstore.ids import Id
+from mstore.index import IndexRef
+from mstore.ingest import FileToStore
+from mstore.layout import opaque
+from mstore.ops import gc
+from mstore.ops.commit import Content, Description, Recorded, Target, record
+from mstore.repository import Repository
+from mstore.sources import BufferSource, Source
+from mstore.storage.memory import MemoryStorage
+
+
+def file_of(path: str, data: bytes) -> FileToStore:
+    source = BufferSource([memoryview(data)])
+    return FileToStore(path, source, opaque(len(data)))
+
+
+def commit(
+    db: Database, files: dict[str, bytes], tip: Id | None = None, **options: object
+) -> Recorded:
+    target = Target("default", "main", tip, (tip,) if tip else ())
+    content = Content(lambda: [file_of(path, data) for path, data in files.items()], {})
+    return record(db, target, content, Description("Ada", "said"), **options)  # type: ignore[arg-type]
+
+
+def noise(size: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).bytes(size)
+
+
+@pytest.fixture
+def db() -> Database:
+    return Database.create(MemoryStorage(), "Ada")
+
+
+def test_the_same_bytes_are_stored_once(db: Database) -> None:
+    data = noise(2 << 20)
+    first = commit(db, {"a": data})
+    second = commit(db, {"a": data, "b": data, "c": data[: 1 << 20] + b"tail"}, first.id)
+    assert first.stored > len(data)
+    assert second.stored < 400_000
+    assert second.logical > 2 * len(data)
+
+
+def test_repeated_chunks_in_one_commit_are_stored_once(db: Database) -> None:
+    data = noise(1 << 20)
+    recorded = commit(db, {f"f{n}": data for n in range(8)}, threads=4)
+    assert recorded.stored < 1.1 * len(data)
+
+
+def test_nothing_to_commit(db: Database) -> None:
+    first = commit(db, {"a": b"one"})
+    again = commit(db, {"a": b"one"}, first.id)
+    assert (again.created, again.id, again.stored) == (False, first.id, 0)
+    assert db.log.numbers() == [1, 2]
+
+
+def test_new_metadata_is_something_to_commit(db: Database) -> None:
+    first = commit(db, {"a": b"one"})
+    target = Target("default", "main", first.id, (first.id,))
+    content = Content(lambda: [file_of("a", b"one")], {})
+    second = record(db, target, content, Description("Ada", metadata={"loss": 0.5}))
+    assert second.created
+    third = record(
+        db, Target("default", "main", second.id, (second.id,)), content,
+        Description("Ada", metadata={"loss": 0.5}),
+    )  # fmt: skip
+    assert not third.created
+
+
+def test_the_branch_moved_meanwhile(db: Database) -> None:
+    first = commit(db, {"a": b"one"})
+    second = commit(db, {"a": b"two"}, first.id)
+    with pytest.raises(ConflictError, match="moved"):
+        commit(db, {"a": b"three"}, first.id)
+    with pytest.raises(ConflictError, match="exists already"):
+        commit(db, {"a": b"three"}, None)
+    assert db.refresh().refs("default").branches["main"] == second.id
+
+
+class ChangingSource(BufferSource):
+    def finish(self) -> None:
+        raise ConflictError("it changed")
+
+
+def test_a_file_that_changes_is_not_recorded(db: Database) -> None:
+    def files() -> Iterator[FileToStore]:
+        source: Source = ChangingSource([memoryview(b"data")])
+        yield FileToStore("a", source, opaque(4))
+
+    with pytest.raises(ConflictError, match="it changed"):
+        record(db, Target("default", "main", None, ()), Content(files, {}), Description("Ada"))
+    assert db.refresh().models == {}
+
+
+def test_metadata_that_cannot_be_recorded_stops_the_commit(db: Database) -> None:
+    with pytest.raises(InvalidInputError):
+        record(
+            db, Target("default", "main", None, ()), Content(list, {}),
+            Description("Ada", metadata={"x": object()}),  # type: ignore[dict-item]
+        )  # fmt: skip
+    assert db.refresh().number == 1
+
+
+class GcStorage(MemoryStorage):
+    """Runs a callback at the first object of a kind that is put."""
+
+    prefix = ""
+    callback = staticmethod(lambda: None)
+
+    def put(self, key: str, parts: object) -> bool:  # type: ignore[override]
+        if self.prefix and key.startswith(self.prefix):
+            self.prefix = ""
+            self.callback()
+        return super().put(key, parts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prefix", ["packs/", "indexes/", "roots/"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_gc_in_the_middle_of_a_commit(prefix: str, times: int) -> None:
+    """What the commit relies on, or has stored already, goes; the commit must store it again."""
+    storage = GcStorage()
+    db = Database.create(storage, "Ada")
+    data = noise(1 << 20)
+    old = commit(db, {"old": data})
+    other = Database.open(storage)
+
+    def collect() -> None:
+        other.refresh()
+        refs = other.root.refs("default")
+        other.publish(
+            lambda root: root.with_refs("default", refs.with_branch("main", None)),
+            action="delete", author="Bob",
+        )  # fmt: skip
+        for _ in range(times):
+            gc.collect(other, author="Bob")
+
+    storage.prefix, storage.callback = prefix, collect  # type: ignore[method-assign]
+    target = Target("default", "side", None, ())
+    content = Content(lambda: [file_of("new", data + b"more")], {})
+    recorded = record(db, target, content, Description("Ada"))
+    fresh = Repository(Database.open(storage))
+    assert fresh[recorded.id.hex()].files["new"].read() == data + b"more"
+    assert fresh.verify().ok
+    with pytest.raises(Exception, match="unknown revision"):
+        fresh[old.id.hex()]
+
+
+def test_a_storage_that_fails_leaves_nothing_recorded(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> bool:
+        raise StorageError("disk full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(db.storage, "put", fail)
+        with pytest.raises(StorageError, match="disk full"):
+            commit(db, {"a": noise(1 << 20)})
+    assert db.refresh().number == 1
+    assert commit(db, {"a": b"x"}).created
+
+
+def test_many_packs_and_indexes(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunkstore, "PACK_SIZE", 100_000)
+    monkeypatch.setattr(chunkstore, "_ENTRIES_PER_INDEX", 8)
+    data = noise(3 << 20)
+    recorded = commit(db, {"a": data, "b": data})
+    assert len(list(db.storage.list("packs/"))) > 10
+    assert Repository(db)[recorded.id.hex()].files["b"].read() == data
+    assert commit(db, {"a": data, "b": data}, recorded.id).created is False
+
+
+def test_indexes_stay_few(db: Database) -> None:
+    tip = None
+    for number in range(60):
+        tip = commit(db, {"a": noise(200, number)}, tip).id
+    root = db.refresh()
+    assert len(root.indexes) <= 9
+    assert len(root.metadata_indexes) <= 12
+    assert sum(ref.count for ref in root.indexes) == 60
+    assert sum(ref.count for ref in root.metadata_indexes) == 180
+
+
+def test_choose_merge() -> None:
+    def refs(*counts: int) -> list[IndexRef]:
+        return [IndexRef(str(n), count, 1) for n, count in enumerate(counts)]
+
+    assert choose_merge(refs()) == []
+    assert choose_merge(refs(1, 2, 3)) == []
+    assert choose_merge(refs(1, 2, 3, 1)) == refs(1, 2, 3, 1)
+    assert choose_merge(refs(4000, 1, 2, 3, 1)) == refs(4000, 1, 2, 3, 1)[1:]
+    assert len(choose_merge(refs(1, 1, 1, 1, 4, 5, 6))) == 7
+
+
+def test_named_files_keep_their_executable_bit(db: Database) -> None:
+    target = Target("default", "main", None, ())
+    content = Content(lambda: [file_of("run", b"#!"), file_of("b", b"")], {}, frozenset({"run"}))
+    snapshot = record(db, target, content, Description("Ada")).snapshot
+    assert [snapshot.files[path].executable for path in ("run", "b")] == [True, False]
+
+
+def test_progress_counts_every_byte(db: Database) -> None:
+    done: list[int] = []
+    commit(db, {"a": noise(3 << 20), "b": b"", "c": b"x"}, progress=done.append)
+    assert sum(done) == (3 << 20) + 1
+
+
+def test_a_file_on_disk_that_is_written_to(db: Database, tmp_path: Path) -> None:
+    from mstore.formats.detect import describe
+    from mstore.sources import FileSource
+
+    path = tmp_path / "w.bin"
+    path.write_bytes(noise(1 << 20))
+
+    def files() -> Iterator[FileToStore]:
+        source = FileSource(path)
+        layout, _ = describe(source)
+        path.write_bytes(noise(1 << 20, 1))
+        yield FileToStore("w.bin", source, layout)
+
+    with pytest.raises(ConflictError, match="changed while it was read"):
+        record(db, Target("default", "main", None, ()), Content(files, {}), Description("Ada"))

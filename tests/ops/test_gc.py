@@ -1,0 +1,239 @@
+"""Garbage collection: what goes, what stays, and what it costs to be interrupted."""
+
+import numpy as np
+import pytest
+
+from mstore import chunkstore
+from mstore.database import Database
+from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, NotFoundError
+from mstore.ops import gc
+from mstore.repository import Repository
+from mstore.storage.memory import MemoryStorage
+
+
+def noise(size: int, seed: int) -> np.ndarray:
+    return np.frombuffer(np.random.default_rng(seed).bytes(size), np.uint8)
+
+
+def keys(repo: Repository) -> set[str]:
+    storage = repo.database.storage
+    return {info.key for prefix in ("packs/", "indexes/") for info in storage.list(prefix)}
+
+
+def size(repo: Repository) -> int:
+    storage = repo.database.storage
+    return sum(i.size for prefix in ("packs/", "indexes/") for i in storage.list(prefix))
+
+
+def test_nothing_to_do(repo: Repository) -> None:
+    repo.commit({"a": noise(1000, 1)})
+    before, number = keys(repo), repo.database.root.number
+    report = repo.gc()
+    assert keys(repo) == before
+    assert (report.deleted, report.freed, report.lost, report.commits) == (0, 0, (), 1)
+    assert repo.database.refresh().number == number
+
+
+def test_an_empty_repository(repo: Repository) -> None:
+    assert repo.gc().commits == 0
+
+
+def test_what_no_ref_reaches_goes(repo: Repository) -> None:
+    kept = repo.commit({"a": noise(100_000, 1)})
+    repo.create_branch("side")
+    lost = repo.commit({"b": noise(200_000, 2)}, "lost work", branch="side")
+    repo.delete_branch("side")
+    planned = repo.gc(dry_run=True)
+    assert size(repo) > 300_000
+    report = repo.gc()
+    assert [one.id.hex() for one in report.lost] == [lost.id]
+    assert report.lost[0].message == "lost work"
+    assert planned.lost == report.lost
+    assert abs(planned.freed - report.freed) < 2000
+    assert report.kept == size(repo)
+    assert size(repo) < 110_000
+    assert repo["main"].id == kept.id
+    np.testing.assert_array_equal(repo["main"].tensors["a"], noise(100_000, 1))
+    assert repo.verify().ok
+    with pytest.raises(NotFoundError):
+        repo[lost.id[:12]]
+    assert repo.gc().deleted == 0
+
+
+def test_a_dry_run_changes_nothing(repo: Repository) -> None:
+    repo.commit({"a": noise(1000, 1)})
+    repo.delete_branch("main")
+    before, number = keys(repo), repo.database.root.number
+    report = repo.gc(dry_run=True)
+    assert report.deleted == 2
+    assert (keys(repo), repo.database.refresh().number) == (before, number)
+
+
+def test_unindexed_objects_go(repo: Repository) -> None:
+    repo.commit({"a": noise(1000, 1)})
+    storage = repo.database.storage
+    storage.put("packs/d" + "0" * 32, [b"half a commit that was killed"])
+    storage.put("indexes/" + "1" * 32, [b"its index"])
+    report = repo.gc()
+    assert (report.deleted, report.indexes) == (1, 1)
+    assert repo.verify().ok
+
+
+def test_live_records_move_out_of_mostly_dead_packs(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = noise(50_000, 1)
+    repo.commit({"big": noise(400_000, 2), "shared": shared}, branch="old")
+    repo.commit({"shared": shared})
+    repo.delete_branch("old")
+    report = repo.gc()
+    assert report.rewritten == 1
+    assert size(repo) < 60_000
+    np.testing.assert_array_equal(repo["main"].tensors["shared"], shared)
+    assert repo.verify().ok
+
+
+def test_many_small_packs_become_few(repo: Repository) -> None:
+    for number in range(20):
+        repo.commit({"a": noise(500, number)})
+    assert len(keys(repo)) > 40
+    repo.gc()
+    assert len(keys(repo)) <= 4
+    assert len(list(repo.log())) == 20
+    assert repo.verify().ok
+    repo.gc()
+    for number, snapshot in enumerate(reversed(list(repo.log()))):
+        np.testing.assert_array_equal(snapshot.tensors["a"], noise(500, number))
+
+
+def test_keep_last_forgets_older_versions(repo: Repository) -> None:
+    made = [repo.commit({"a": noise(5000, number)}, f"n{number}") for number in range(6)]
+    repo.create_tag("v1", made[1].id)
+    report = repo.gc(keep_last=2)
+    assert {one.id.hex() for one in report.lost} == {made[n].id for n in (0, 2, 3)}
+    assert {one.message for one in repo.log()} == {"n5", "n4", "n1"}
+    assert [one.message for one in repo.log("main")] == ["n5", "n4"]
+    assert repo["v1"].id == made[1].id
+    with pytest.raises(NotFoundError, match="further than the history"):
+        repo["main~2"]
+    assert repo.verify().ok
+    repo.commit({"a": noise(5000, 9)}, "n9")
+    assert [one.message for one in repo.log("main")] == ["n9", "n5", "n4"]
+    repo.gc()
+    assert repo.verify().ok
+    with pytest.raises(ConflictError, match="no longer whole"):
+        repo.undo(to=4)
+
+
+def test_keep_last_must_keep_something(repo: Repository) -> None:
+    with pytest.raises(InvalidInputError):
+        repo.gc(keep_last=0)
+
+
+class StoppingStorage(MemoryStorage):
+    """Fails like a killed process from the nth write or deletion on."""
+
+    left = 10**9
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+    def put(self, key: str, parts: object) -> bool:  # type: ignore[override]
+        self._count()
+        return super().put(key, parts)  # type: ignore[arg-type]
+
+    def delete(self, key: str) -> None:
+        self._count()
+        super().delete(key)
+
+
+@pytest.mark.parametrize("steps", range(14))
+def test_killed_at_any_step_the_next_gc_finishes(steps: int) -> None:
+    storage = StoppingStorage()
+    repo = Repository(Database.create(storage, "Ada"))
+    shared = noise(50_000, 1)
+    repo.commit({"big": noise(400_000, 2), "shared": shared}, branch="old")
+    repo.commit({"shared": shared})
+    repo.delete_branch("old")
+    storage.left = steps
+    try:
+        repo.gc()
+    except KeyboardInterrupt:
+        assert storage.left < 0
+    storage.left = 10**9
+    again = Repository(Database.open(storage))
+    np.testing.assert_array_equal(again["main"].tensors["shared"], shared)
+    assert again.verify().ok
+    again.commit({"more": noise(1000, 3)})
+    again.gc()
+    root = again.database.refresh()
+    assert (root.condemned, root.doomed) == (frozenset(), frozenset())
+    assert size(again) < 70_000
+    assert again.verify().ok
+
+
+def test_two_collectors_at_once() -> None:
+    storage = MemoryStorage()
+    repo = Repository(Database.create(storage, "Ada"))
+    repo.commit({"a": noise(50_000, 1)})
+    repo.commit({"b": noise(50_000, 2)}, branch="side")
+    repo.delete_branch("side")
+    other = Repository(Database.open(storage))
+    plan = gc._plan
+
+    def interleaved(db: Database, root: object, keep: object) -> object:
+        made = plan(db, root, keep)  # type: ignore[arg-type]
+        if db is repo.database and not other_ran:
+            other_ran.append(other.gc())
+        return made
+
+    other_ran: list[gc.Report] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "_plan", interleaved)
+        repo.gc()
+    assert other_ran
+    assert repo.verify().ok
+    assert size(repo) < 60_000
+
+
+def test_a_damaged_index_stops_gc(repo: Repository) -> None:
+    repo.commit({"a": noise(1000, 1)})
+    storage = repo.database.storage
+    (ref,) = repo.database.root.indexes
+    data = bytearray(storage.get(ref.key))
+    data[-20] ^= 1
+    storage.delete(ref.key)
+    storage.put(ref.key, [data])
+    before = keys(repo)
+    with pytest.raises(CorruptDataError):
+        Repository(Database.open(storage)).gc()
+    assert keys(repo) == before
+
+
+def test_something_missing_stops_gc(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunkstore, "PACK_SIZE", 100)
+    repo.commit({"a": noise(1000, 1)})
+    repo.commit({"b": noise(1000, 2)})
+    root = repo.database.root
+    repo.database.publish(
+        lambda newest: __import__("dataclasses").replace(newest, indexes=root.indexes[:1]),
+        action="lose an index", author="Mallory",
+    )  # fmt: skip
+    before = keys(repo)
+    with pytest.raises(CorruptDataError, match="missing"):
+        repo.gc()
+    assert keys(repo) == before
+
+
+def test_a_reader_with_an_old_root_finds_moved_chunks(repo: Repository) -> None:
+    shared = noise(50_000, 1)
+    repo.commit({"big": noise(400_000, 2), "shared": shared}, branch="old")
+    repo.commit({"shared": shared})
+    repo.delete_branch("old")
+    reader = Repository(Database.open(repo.database.storage))
+    snapshot = reader["main"]
+    repo.gc()
+    np.testing.assert_array_equal(snapshot.tensors["shared"], shared)
+    assert reader["main"].message == ""
