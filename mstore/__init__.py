@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mstore.ops.diff import Diff
     from mstore.progress import Progress
     from mstore.repository import Repository, init
-    from mstore.repository import open_repository as open
+    from mstore.repository import open_repository as open  # noqa: A004
     from mstore.snapshot import FileView, Snapshot
     from mstore.tensors import TensorView
 

@@ -67,10 +67,11 @@ class MemorySink(Sink):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Chunks to read: `ids` (n, 32) and the byte `positions` (n,) each goes to."""
+    """Chunks to read: `ids` (n, 32), the byte `positions` (n,) they go to, and their `lengths`."""
 
     ids: Ids
     positions: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class _Run:
     stop: int
     ids: list[Id] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
     positions: list[list[int]] = field(default_factory=list)
 
 
@@ -126,7 +128,7 @@ class ChunkReader:
         """The raw bytes of one chunk."""
         entry = self.db.require(Kind.CHUNK, identifier)
         out = bytearray(entry.raw)
-        wanted = Wanted(as_ids(identifier), np.zeros(1, np.int64))
+        wanted = Wanted(as_ids(identifier), np.zeros(1, np.int64), np.full(1, entry.raw))
         self.read(wanted, MemorySink(memoryview(out)))
         return bytes(out)
 
@@ -142,6 +144,9 @@ class ChunkReader:
                 hint="run: mstore verify",
             )
         rows = located.rows
+        if (wrong := np.flatnonzero(rows["raw"] != wanted.lengths)).size:
+            identifier = wanted.ids[wrong[0]].tobytes().hex()[:12]
+            raise CorruptDataError(f"chunk {identifier} has not the length that the file needs")
         order = np.lexsort((rows["offset"], rows["pack"]))
         yield from _runs(wanted, rows[order], order, located.packs)
 
@@ -153,9 +158,14 @@ class ChunkReader:
         except NotFoundError:
             return sum(map(self._read_moved, run.ids, run.positions, [sink] * len(run.ids)))
         done = 0
-        for identifier, offset, positions in zip(run.ids, run.offsets, run.positions, strict=True):
+        columns = (run.ids, run.offsets, run.lengths, run.positions)
+        for identifier, offset, length, positions in zip(*columns, strict=True):
             found = decode_record(data[offset - run.start :], run.pack, offset)
-            if found.entry.id != identifier or found.entry.kind != Kind.CHUNK:
+            if (found.entry.id, found.entry.kind, found.entry.raw) != (
+                identifier,
+                Kind.CHUNK,
+                length,
+            ):
                 raise CorruptDataError(
                     f"pack {run.pack} at byte {offset}: another record than the index says"
                 )
@@ -178,8 +188,6 @@ class ChunkReader:
         entry = found.entry
         target = sink.buffer(positions[0], entry.raw)
         raw = target if target is not None else self._scratch(entry.raw)
-        if len(raw) != entry.raw:
-            raise CorruptDataError(f"chunk {entry.id.hex()[:12]} has not the length it should have")
         self._decoder().decode(entry.codec, found.payload, raw)
         check_raw(entry, found.checksum, raw)
         for position in positions[target is not None :]:
@@ -227,6 +235,7 @@ def _runs(
             run = _Run(pack, offset, stop)
         run.ids.append(wanted.ids[at].tobytes())
         run.offsets.append(offset)
+        run.lengths.append(int(wanted.lengths[at]))
         run.positions.append([position])
         run.stop = stop
     if run is not None:

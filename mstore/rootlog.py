@@ -240,7 +240,7 @@ def update(
     while True:
         base = log.newest()
         try:
-            changed = change(base)
+            changed = change(replace(base, restores=None))
         except NotFoundError:
             # Something that this root names may be gone because there is a newer one by now.
             if log.newest().number == base.number:

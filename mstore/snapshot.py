@@ -5,8 +5,6 @@ from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from mstore import objects
 from mstore.chunkreader import ChunkReader, MemorySink, Wanted
 from mstore.database import Database
@@ -55,13 +53,13 @@ class FileView:
         """
         stop = self.size if length is None else min(self.size, offset + length)
         wanted = whole_file(self.manifest)
-        ends = np.append(wanted.positions[1:], self.size)
+        ends = wanted.positions + wanted.lengths
         inside = (wanted.positions < stop) & (ends > offset)
         if not inside.any():
             return b""
         start, end = int(wanted.positions[inside][0]), int(ends[inside][-1])
         out = bytearray(end - start)
-        part = Wanted(wanted.ids[inside], wanted.positions[inside] - start)
+        part = Wanted(wanted.ids[inside], wanted.positions[inside] - start, wanted.lengths[inside])
         self._reader.read(part, MemorySink(memoryview(out)))
         return bytes(memoryview(out)[offset - start : stop - start])
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import prod
 from types import EllipsisType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -17,6 +17,9 @@ from mstore.objects import SegmentChunks
 
 Index = int | slice | EllipsisType | None | Sequence[int] | NDArray[Any]
 """What a tensor may be indexed with, as a numpy array is; or a tuple of these."""
+
+
+_BASIC = (int, np.integer, slice, EllipsisType)
 
 
 class TensorView:
@@ -104,6 +107,8 @@ class TensorView:
         None when the index is not made of integers, slices and an ellipsis. Raises IndexError.
         """
         items = list(index) if isinstance(index, tuple) else [index]
+        if not all(isinstance(item, _BASIC) and not isinstance(item, bool) for item in items):
+            return None
         ellipses = [at for at, item in enumerate(items) if item is Ellipsis]
         if len(ellipses) > 1 or len(items) - len(ellipses) > self.ndim:
             raise IndexError(f"too many indices for a tensor of {self.ndim} axes")
@@ -114,10 +119,8 @@ class TensorView:
         for item, extent in zip(items, self.shape, strict=True):
             if isinstance(item, slice):
                 picked.append(range(extent)[item])
-            elif isinstance(item, int | np.integer) and not isinstance(item, bool):
-                picked.append(range(one := range(extent)[int(item)], one + 1))
             else:
-                return None
+                picked.append(range(one := range(extent)[cast(int, item)], one + 1))
             dropped.append(not isinstance(item, slice))
         return picked, dropped
 
@@ -173,7 +176,9 @@ class TensorView:
         if not whole and len(numbers):
             stop = min(stop, (int(numbers[-1]) + 1) * piece)
         out = np.empty(stop - start, np.uint8)
-        wanted = Wanted(as_ids(self._segment.ids)[numbers], numbers * piece - start)
+        starts = numbers * piece
+        lengths = np.minimum(piece, self.nbytes - starts)
+        wanted = Wanted(as_ids(self._segment.ids)[numbers], starts - start, lengths)
         self._reader.read(wanted, MemorySink(out.data))
         return out
 

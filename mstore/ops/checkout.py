@@ -16,8 +16,8 @@ from mstore.bulkindex import as_ids
 from mstore.chunkreader import ChunkReader, MemorySink, Sink, Wanted
 from mstore.database import Database
 from mstore.errors import ConflictError, CorruptDataError, StorageError, UnsafeInputError
-from mstore.ingest import hash_pieces
 from mstore.objects import FileEntry, Manifest, Snapshot
+from mstore.ops.hashing import is_content
 from mstore.sources import FileSource
 from mstore.storage.files import FILES, Files, OpenFile, translate_errors
 
@@ -151,7 +151,7 @@ class Writer:
 def whole_file(manifest: Manifest) -> Wanted:
     """All chunks of a file at their places in it."""
     lengths = np.fromiter((length for _, length in manifest.chunks()), np.int64)
-    return Wanted(as_ids(manifest.chunk_ids()), np.cumsum(lengths) - lengths)
+    return Wanted(as_ids(manifest.chunk_ids()), np.cumsum(lengths) - lengths, lengths)
 
 
 @contextmanager
@@ -199,8 +199,8 @@ def write_out(
 def holds(db: Database, path: Path, entry: FileEntry, threads: int | None = None) -> bool:
     """Whether the file at `path` is, byte for byte, the stored file `entry`.
 
-    Its bytes are hashed in the pieces of the stored file, up to the first that differs. Raises
-    ConflictError when it changes meanwhile, StorageError when it cannot be read.
+    Its executable bit counts too. Raises ConflictError when it changes meanwhile, StorageError
+    when it cannot be read.
     """
     try:
         info = path.stat()
@@ -212,14 +212,6 @@ def holds(db: Database, path: Path, entry: FileEntry, threads: int | None = None
         return False
     source = FileSource(path)
     try:
-        manifest = db.manifest(entry.manifest)
-        if source.size != manifest.size:
-            return False
-        chunks = list(manifest.chunks())
-        found = hash_pieces(source, [length for _, length in chunks], threads)
-        same = all(one == wanted for one, (wanted, _) in zip(found, chunks, strict=True))
-        if same:
-            source.finish()
-        return same
+        return is_content(source, db.manifest(entry.manifest), threads)
     finally:
         source.close()

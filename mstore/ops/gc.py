@@ -209,6 +209,7 @@ def _rewrite(
         metadata_indexes=(*trimmed[1], *copied_metadata),
         condemned=(plan.root.condemned | plan.garbage) - plan.root.doomed,
         forgotten=plan.forgotten,
+        restores=None,
     )
     new = {ref.key: ref.size for ref in changed.all_indexes() if ref.key not in plan.sizes}
     return changed, session.stored_packs + sum(new.values())

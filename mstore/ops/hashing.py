@@ -1,7 +1,7 @@
-"""What the manifest of a file would be, without storing anything."""
+"""Hashing files without storing anything: their manifests, and whether they are a stored file."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -45,7 +45,8 @@ def describe_file(
     """
     lengths: list[int] = []
     ids = bytearray()
-    for batch, found in _hashed(source, _batches(source, layout, chunk_size), threads):
+    pieces = _lengths(source, layout, chunk_size)
+    for batch, found in _hashed(source, pieces, threads):
         lengths += batch.lengths
         ids += found
         if progress is not None:
@@ -54,15 +55,33 @@ def describe_file(
     return Manifest(layout.format, layout.size, tuple(_segments(layout, ids, lengths, chunk_size)))
 
 
+def is_content(source: Source, manifest: Manifest, threads: int | None = None) -> bool:
+    """Whether the bytes of `source`, which is finished, are those of the stored file `manifest`.
+
+    They are hashed in the pieces of the stored file, whatever today's parsers make of it, up to
+    the first that differs. Raises ConflictError when the file changed while it was read.
+    """
+    if source.size != manifest.size:
+        return False
+    expected, position = manifest.chunk_ids(), 0
+    pieces = (length for _, length in manifest.chunks())
+    for _batch, found in _hashed(source, pieces, threads):
+        if expected[position : position + len(found)] != found:
+            return False
+        position += len(found)
+    source.finish()
+    return True
+
+
 def _hashed(
-    source: Source, batches: Iterator[_Batch], threads: int | None
+    source: Source, lengths: Iterable[int], threads: int | None
 ) -> Iterator[tuple[_Batch, bytes]]:
-    """The batches in order, each with the ids of its chunks, one after the other."""
+    """Pieces of these lengths in batches, each with the ids of its chunks, one after the other."""
     threads = threads or default_threads()
     with ThreadPoolExecutor(threads, "mstore-hash") as pool:
         waiting: deque[tuple[_Batch, Future[bytes]]] = deque()
         try:
-            for batch in batches:
+            for batch in _batches(lengths):
                 waiting.append((batch, pool.submit(_hash, source, batch)))
                 if len(waiting) > 2 * threads:
                     done, future = waiting.popleft()
@@ -85,9 +104,9 @@ def _hash(source: Source, batch: _Batch) -> bytes:
     return bytes(ids)
 
 
-def _batches(source: Source, layout: Layout, chunk_size: int) -> Iterator[_Batch]:
+def _batches(lengths: Iterable[int]) -> Iterator[_Batch]:
     batch = _Batch(0)
-    for length in _lengths(source, layout, chunk_size):
+    for length in lengths:
         if batch.lengths and batch.length + length > _BATCH_BYTES:
             yield batch
             batch = _Batch(batch.offset + batch.length)

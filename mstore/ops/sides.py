@@ -102,12 +102,16 @@ class StoredSide(Side):
         """Read the chunks, in the order of the packs; raises CorruptDataError."""
         if not spans:
             return
-        positions, start = [], 0
+        positions, lengths, start = [], [], 0
         for span in spans:
-            positions.append(start + span.place.segment.piece * np.arange(span.count))
+            piece = span.place.segment.piece
+            starts = piece * np.arange(span.count)
+            positions.append(start + starts)
+            lengths.append(np.minimum(piece, span.length - starts))
             start += span.length
         ids = as_ids(b"".join(span.ids for span in spans))
-        self._reader.read(Wanted(ids, np.concatenate(positions)), MemorySink(out[:start]))
+        wanted = Wanted(ids, np.concatenate(positions), np.concatenate(lengths))
+        self._reader.read(wanted, MemorySink(out[:start]))
 
 
 class FileSide(StoredSide):
