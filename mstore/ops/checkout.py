@@ -82,7 +82,7 @@ class Writer:
         self.files.unlink(target)
         self._touched.add(target.parent)
         for folder in target.parents:
-            if folder == self.directory or any(os.scandir(folder)):
+            if folder == self.directory or os.listdir(folder):
                 return
             with translate_errors("remove", folder):
                 self.files.perform("rmdir", folder, os.rmdir, folder)
