@@ -91,7 +91,10 @@ def find_rows(index: Index, ids: Ids) -> Rows:
 
 
 def locate(indexes: Sequence[Index], ids: Ids) -> Located:
-    """Look every id up in `indexes`, the first that has it counts."""
+    """Look every id up in `indexes`, the first that has it counts.
+
+    Raises CorruptDataError when a row found names a pack that its index does not have.
+    """
     found = np.zeros(len(ids), np.bool_)
     rows = np.zeros(len(ids), ROW_DTYPE)
     packs: list[str] = []
@@ -106,6 +109,8 @@ def locate(indexes: Sequence[Index], ids: Ids) -> Located:
         places = open_places[hit]
         table = columns(index)[1]
         taken = table[at[hit]]
+        if (taken["pack"] >= len(index.packs)).any():
+            raise _malformed(index)
         taken["pack"] += len(packs)
         rows[places] = taken
         found[places] = True
@@ -126,14 +131,17 @@ def check_rows(index: Index) -> None:
         or (rows["pack"] >= len(index.packs)).any()
         or (rows["base"] > len(index.bases) // ID_SIZE).any()
     ):
-        raise CorruptDataError(f"index {index.name} is malformed", hint="run: mstore verify")
+        raise _malformed(index)
 
 
 def merge(indexes: Sequence[Index], keep: Sequence[NDArray[np.bool_] | None]) -> list[Buffer]:
     """The parts of one index with the records of all, the first of a repeated id.
 
-    `keep[i]`, where given, is a mask of shape (len(indexes[i]),) of the rows to take.
+    `keep[i]`, where given, is a mask of shape (len(indexes[i]),) of the rows to take. Raises
+    CorruptDataError when an index is damaged: the merger would have a checksum that is right.
     """
+    for index in indexes:
+        check_rows(index)
     keys, rows, packs, bases = _concatenated(indexes, keep)
     # The inputs are sorted runs, which a stable sort of the keys merges in about one pass.
     order = np.argsort(keys, kind="stable")
@@ -155,6 +163,10 @@ def _same(keys: NDArray[np.uint64], rows: NDArray[np.void]) -> NDArray[np.bool_]
     for name in _TAILS:
         same &= rows[name][1:] == rows[name][:-1]
     return same
+
+
+def _malformed(index: Index) -> CorruptDataError:
+    return CorruptDataError(f"index {index.name} is malformed", hint="run: mstore verify")
 
 
 def _concatenated(

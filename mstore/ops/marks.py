@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import Ids, as_ids, columns, find_rows
+from mstore.bulkindex import Ids, as_ids, check_rows, columns, find_rows
 from mstore.database import Database
 from mstore.errors import CorruptDataError
 from mstore.ids import ID_SIZE, Id, Kind
@@ -21,6 +21,12 @@ class Marks:
     """Which rows of some indexes are in use. An id in several indexes is marked in the first."""
 
     def __init__(self, indexes: list[Index]) -> None:
+        """Read the indexes; raises CorruptDataError when one is damaged.
+
+        What is not marked will be deleted, so a flipped bit here would cost a sound pack.
+        """
+        for index in indexes:
+            check_rows(index)
         self.indexes = indexes
         self.masks = [np.zeros(len(index), np.bool_) for index in indexes]
 

@@ -1,0 +1,279 @@
+"""Everything that refs reach, from commits down to chunks, and what damage does to it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mstore.bulkindex import Ids, as_ids, columns
+from mstore.chunkreader import Progress
+from mstore.codecs import general
+from mstore.errors import CorruptDataError, MstoreError
+from mstore.ids import Id, Kind, identify
+from mstore.index import Index
+from mstore.objects import KIND_OF, Commit, FileEntry, Manifest, Snapshot
+from mstore.ops.records import NOT_ITS_ID, Fault, Records, fault_of
+from mstore.pack import Entry, check_raw, read_record
+from mstore.rootlog import Root
+from mstore.storage.base import Storage
+
+T = TypeVar("T", Commit, Snapshot, Manifest)
+
+_AT_ONCE = 1 << 16
+_NOWHERE = "indexes/"
+
+_Harmed = set[tuple[Fault, str | None]]
+"""Faults of one file, each with the tensor it is in (None: no tensor, or all of the file)."""
+
+
+class Harm(NamedTuple):
+    """A fault and a place it harms: a tensor of a file, a file, or (both None) whole versions."""
+
+    fault: Fault
+    file: str | None
+    tensor: str | None
+
+
+class _Version(NamedTuple):
+    """What is kept of a commit that has been read."""
+
+    snapshot: Id
+    parents: tuple[Id, ...]
+    time: int
+
+
+class Contents:
+    """What the refs of a root reach. `check` fills the rest in.
+
+    `harms` maps each harm to the commits it concerns, `reached_by` each commit to a ref that
+    reaches it, "model/name". `reached` tells of each row of `chunks` whether a file needs it.
+    When commits are lost, `stranded` are the last ones of those that no ref reaches: the ways to
+    what lay behind the lost ones (or to branches that were deleted).
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        root: Root,
+        metadata: Sequence[Index],
+        chunks: Records,
+        progress: Progress,
+    ) -> None:
+        """`metadata` are the indexes to use; what is wrong with chunks must be known already."""
+        self.storage = storage
+        self.root = root
+        self.metadata = metadata
+        self.chunks = chunks
+        self.reached_by: dict[Id, str] = {}
+        self.harms: defaultdict[Harm, set[Id]] = defaultdict(set)
+        self.reached = np.zeros(len(chunks.rows), np.bool_)
+        self.stranded: set[Id] = set()
+        self.files = self.tensors = 0
+        self._progress = progress
+        self._versions: dict[Id, _Version] = {}
+        self._commits_of: defaultdict[Id, list[Id]] = defaultdict(list)
+
+    def check(self) -> None:
+        """Read all metadata that is reached, and follow every fault up to the commits."""
+        self._check_commits()
+        for identifier, version in self._versions.items():
+            self._commits_of[version.snapshot].append(identifier)
+        files: dict[FileEntry, None] = {}
+        whole = []
+        for identifier, commits in self._commits_of.items():
+            snapshot = self._read(Snapshot, identifier)
+            if isinstance(snapshot, Fault):
+                self.harms[Harm(snapshot, None, None)].update(commits)
+            else:
+                whole.append(identifier)
+                files.update(dict.fromkeys(snapshot.files.values()))
+        if harmed := self._check_files(files):
+            self._trace(whole, harmed)
+
+    def newest_first(self, commits: Iterable[Id]) -> tuple[Id, ...]:
+        """`commits` by time; those that cannot be read come last."""
+
+        def age(identifier: Id) -> tuple[bool, int, Id]:
+            version = self._versions.get(identifier)
+            return version is None, -version.time if version else 0, identifier
+
+        return tuple(sorted(commits, key=age))
+
+    def _check_commits(self) -> None:
+        lost: dict[Id, Fault] = {}
+        waiting = [
+            (commit, f"{model}/{name}")
+            for model, refs in self.root.models.items()
+            for names in (refs.branches, refs.tags)
+            for name, commit in names.items()
+        ]
+        while waiting:
+            identifier, ref = waiting.pop()
+            if identifier in self.reached_by:
+                continue
+            self.reached_by[identifier] = ref
+            commit = self._read(Commit, identifier)
+            if isinstance(commit, Fault):
+                lost[identifier] = commit
+                continue
+            parents = tuple(p for p in commit.parents if p not in self.root.forgotten)
+            self._versions[identifier] = _Version(commit.snapshot, parents, commit.time)
+            waiting.extend((parent, ref) for parent in parents)
+        if lost:
+            self.stranded = self._unreached_heads()
+        for identifier, fault in lost.items():
+            # The history of all that came after it is cut.
+            self.harms[Harm(fault, None, None)].update(self._descendants(identifier))
+
+    def _unreached_heads(self) -> set[Id]:
+        heads: set[Id] = set()
+        parents: set[Id] = set()
+        for index in self.metadata:
+            for row in np.flatnonzero(columns(index)[1]["kind"] == Kind.COMMIT).tolist():
+                try:
+                    identifier = index.entry(row).id
+                except CorruptDataError:
+                    continue  # told with the index
+                if identifier in self.reached_by:
+                    continue
+                if not isinstance(commit := self._read(Commit, identifier), Fault):
+                    heads.add(identifier)
+                    parents.update(commit.parents)
+        return heads - parents
+
+    def _descendants(self, identifier: Id) -> set[Id]:
+        """The commit itself and all that lead to it."""
+        children = defaultdict(list)
+        for child, version in self._versions.items():
+            for parent in version.parents:
+                children[parent].append(child)
+        found, waiting = {identifier}, [identifier]
+        while waiting:
+            new = [child for child in children[waiting.pop()] if child not in found]
+            found.update(new)
+            waiting.extend(new)
+        return found
+
+    def _check_files(self, entries: Iterable[FileEntry]) -> dict[FileEntry, _Harmed]:
+        """The entries whose files are harmed, and how."""
+        harmed: dict[FileEntry, _Harmed] = {}
+        batch: list[tuple[FileEntry, Manifest]] = []
+        waiting = 0
+        for entry in entries:
+            manifest = self._read(Manifest, entry.manifest)
+            self.files += 1
+            if isinstance(manifest, Fault):
+                harmed[entry] = {(manifest, None)}
+                continue
+            if manifest.size != entry.size:
+                name = f"manifest {entry.manifest.hex()[:12]}"
+                problem = f"is of a file of {manifest.size} bytes where {entry.size} are recorded"
+                harmed[entry] = {(Fault(name, _NOWHERE, problem), None)}
+                continue
+            self.tensors += sum(1 for _ in manifest.tensors())
+            batch.append((entry, manifest))
+            waiting += sum(segment.count for segment in manifest.segments)
+            if waiting >= _AT_ONCE:
+                harmed.update(self._check_chunks(batch))
+                batch, waiting = [], 0
+        harmed.update(self._check_chunks(batch))
+        return harmed
+
+    def _check_chunks(
+        self, batch: Sequence[tuple[FileEntry, Manifest]]
+    ) -> Iterator[tuple[FileEntry, _Harmed]]:
+        """Of some files those that have damaged, missing or wrong chunks. All are looked up at
+        once, because one look-up costs about as much as a hundred."""
+        rows = self.chunks.rows.find(as_ids(b"".join(m.chunk_ids() for _, m in batch)))
+        lengths = np.concatenate([np.zeros(0, np.int64), *(_lengths(m) for _, m in batch)])
+        bad = rows < 0
+        self.reached[rows[~bad]] = True
+        # A row of -1 reads the last one here, which does no harm: it is bad already.
+        if len(self.reached):
+            bad |= (self.chunks.fault[rows] != 0) | (self.chunks.rows.raw[rows] != lengths)
+        start = 0
+        for entry, manifest in batch:
+            part = slice(start, start + sum(segment.count for segment in manifest.segments))
+            if bad[part].any():
+                yield entry, set(self._harmed(manifest, rows[part], lengths[part]))
+            start = part.stop
+
+    def _harmed(
+        self, manifest: Manifest, rows: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> Iterator[tuple[Fault, str | None]]:
+        """What is wrong with the chunks of one file, and in which tensors."""
+        start = 0
+        for segment in manifest.segments:
+            part = slice(start, start + segment.count)
+            here, ids, start = rows[part], as_ids(segment.ids), part.stop
+            tensor = segment.tensor.name if segment.tensor else None
+            known = here >= 0
+            if not known.all():
+                yield Fault(_several(ids[~known]), _NOWHERE, "is in no index"), tensor
+            wrong = known.copy()
+            wrong[known] = self.chunks.rows.raw[here[known]] != lengths[part][known]
+            if wrong.any():
+                yield (
+                    Fault(_several(ids[wrong]), _NOWHERE, "has not the length that the file needs"),
+                    tensor,
+                )
+            for number in np.unique(self.chunks.fault[here[known]]).tolist():
+                if number:
+                    yield self.chunks.faults[number - 1], tensor
+
+    def _trace(self, snapshots: Iterable[Id], harmed: Mapping[FileEntry, _Harmed]) -> None:
+        """Find the paths and the commits of harmed files."""
+        for identifier in snapshots:
+            snapshot = self._read(Snapshot, identifier)
+            if isinstance(snapshot, Fault):
+                continue  # gone since it was read before
+            for path, entry in snapshot.files.items():
+                for fault, tensor in harmed.get(entry, ()):
+                    self.harms[Harm(fault, path, tensor)].update(self._commits_of[identifier])
+
+    def _read(self, what: type[T], identifier: Id) -> T | Fault:
+        """A metadata object, or why it cannot be had."""
+        kind = KIND_OF[what]
+        name = f"{kind.name.lower()} {identifier.hex()[:12]}"
+        try:
+            entry = self._find(kind, identifier)
+        except CorruptDataError as error:
+            return Fault(name, _NOWHERE, error.message)
+        if entry is None:
+            return Fault(name, _NOWHERE, "is in no index")
+        try:
+            found = read_record(self.storage, entry)
+            raw = general.decode(entry.codec, found.payload, entry.raw)
+            check_raw(entry, found.checksum, raw)
+            if identify(kind, raw) != identifier:
+                raise CorruptDataError(NOT_ITS_ID)
+            self._progress(entry.record_size)
+            return what.decode(raw)
+        except MstoreError as error:
+            return fault_of(entry, error)
+
+    def _find(self, kind: Kind, identifier: Id) -> Entry | None:
+        for index in self.metadata:
+            if (entry := index.find(identifier)) is not None and entry.kind == kind:
+                return entry
+        return None
+
+
+def _lengths(manifest: Manifest) -> NDArray[np.int64]:
+    """The bytes of each chunk of a file, in order; shape (chunks,)."""
+    parts = [np.zeros(0, np.int64)]
+    for segment in manifest.segments:
+        if segment.lengths is not None:
+            parts.append(np.array(segment.lengths, np.int64))
+        elif segment.count:
+            pieces = np.full(segment.count, segment.piece, np.int64)
+            pieces[-1] = segment.length - segment.piece * (segment.count - 1)
+            parts.append(pieces)
+    return np.concatenate(parts)
+
+
+def _several(ids: Ids) -> str:
+    first = f"chunk {ids[0].tobytes().hex()[:12]}"
+    return first if len(ids) == 1 else f"{first} and {len(ids) - 1} more"
