@@ -1,0 +1,183 @@
+"""What the pages say is true: code blocks run, output is as shown, links lead somewhere.
+
+A page's blocks run in order, in one directory of their own. ```python blocks share a namespace;
+an ```output block after one is what it prints. Lines of ```console blocks that begin with `$ ` go
+to a shell, the lines after each are what it prints. `…` stands for any text of a line, and on a
+line of its own for any number of lines. Blocks of other languages are not run.
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = {"python", "output", "console", "text", "json", "sh"}
+_FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block: its language, its text, and the line of the page it begins on."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: str) -> list[Block]:
+    return [
+        Block(match[2], match[3], page.count("\n", 0, match.start(3)) + 1)
+        for match in _FENCE.finditer(page)
+    ]
+
+
+def matches(expected: str, found: str) -> bool:
+    """Whether `found` is `expected`, in which `…` stands for anything."""
+    lines = expected.rstrip("\n").split("\n")
+    pattern = "".join(
+        r"(?:.*\n)*" if line.strip() == "…" else _line_pattern(line) + r"[ \t]*\n"
+        for line in lines
+        if expected.strip()
+    )
+    return re.fullmatch(pattern, found.rstrip("\n") + "\n" if found.strip() else "") is not None
+
+
+def _line_pattern(line: str) -> str:
+    return "[^\n]*".join(re.escape(part) for part in line.rstrip().split("…"))
+
+
+class Page:
+    """Runs the blocks of one page."""
+
+    def __init__(self, path: Path, directory: Path) -> None:
+        self.path = path
+        self.directory = directory
+        self.namespace: dict[str, Any] = {"__name__": "page"}
+        self.printed = ""
+
+    def run(self) -> None:
+        for block in blocks(self.path.read_text("utf-8")):
+            if block.language == "python":
+                self.run_python(block)
+            elif block.language == "console":
+                self.run_console(block)
+            elif block.language == "output":
+                self.compare(block.text, self.printed, block.line, "the block before")
+
+    def run_python(self, block: Block) -> None:
+        code = compile("\n" * (block.line - 1) + block.text, self.path, "exec")
+        before = Path.cwd()
+        os.chdir(self.directory)
+        try:
+            with redirect_stdout(io.StringIO()) as printed:
+                exec(code, self.namespace)
+        finally:
+            os.chdir(before)
+        self.printed = printed.getvalue()
+
+    def run_console(self, block: Block) -> None:
+        for session in re.split(r"^(?=\$ )", block.text, flags=re.MULTILINE):
+            if not session.startswith("$ "):
+                assert not session.strip(), f"{self.path.name}:{block.line}: output of no command"
+                continue
+            command, _, expected = session[2:].partition("\n")
+            if command.startswith("cd "):
+                self.directory = self.directory / command[3:]
+                continue
+            self.compare(expected, self.shell(command), block.line, command)
+
+    def shell(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.directory,
+            env=environment(self.directory),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{self.path.name}: {command}\n{done.stdout}"
+        return done.stdout
+
+    def compare(self, expected: str, found: str, line: int, what: str) -> None:
+        if not matches(expected, found):
+            pytest.fail(f"{self.path.name}:{line}: {what}\nprints\n{found}\nand not\n{expected}")
+
+
+def environment(directory: Path) -> dict[str, str]:
+    return {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(directory),
+        "MSTORE_AUTHOR": "Ada Lovelace <ada@example.com>",
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        "TZ": "UTC",
+        "LC_ALL": "C.UTF-8",
+    }
+
+
+def slug(heading: str) -> str:
+    """The anchor that a heading gets where the pages are shown."""
+    return re.sub(r"[^\w\- ]", "", heading.lower().replace("`", "")).replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    # The page on the format shows bytes of the golden repository.
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    Page(path, tmp_path).run()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path: Path) -> None:
+    text = _FENCE.sub("", path.read_text("utf-8"))
+    for link in _LINK.findall(text):
+        if "://" in link:
+            continue
+        target, _, anchor = link.partition("#")
+        there = (path.parent / target).resolve() if target else path
+        assert there.exists(), f"{path.name} links to {link}"
+        if anchor:
+            page = _FENCE.sub("", there.read_text("utf-8"))
+            assert anchor in {slug(heading) for heading in _HEADING.findall(page)}, link
+
+
+def test_blocks_are_of_known_languages() -> None:
+    for path in PAGES:
+        for block in blocks(path.read_text("utf-8")):
+            assert block.language in LANGUAGES, f"{path.name}:{block.line}: {block.language!r}"
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "same"),
+    [
+        ("a\n", "a\n", True),
+        ("a\n", "b\n", False),
+        ("", "", True),
+        ("", "a\n", False),
+        ("a\n", "", False),
+        ("a … c\n", "a b b c\n", True),
+        ("a … c\n", "a\nc\n", False),
+        ("a\n…\nd\n", "a\nb\nc\nd\n", True),
+        ("a\n…\nd\n", "a\nd\n", True),
+        ("a\n…\nd\n", "a\nb\n", False),
+        ("a.c\n", "abc\n", False),
+    ],
+)
+def test_output_is_compared_with_wildcards(expected: str, found: str, same: bool) -> None:
+    assert matches(expected, found) is same
