@@ -116,9 +116,9 @@ class StorageContract(ABC):
         storage = self.make_storage()
         data = bytes(range(100))
         storage.put("data/a", [data])
-        for start in (0, 1, 50, 99, 100, 101, 1 << 50):
+        for start in (0, 1, 50, 99, 100, 101, 1 << 50, 1 << 64):
             assert storage.get("data/a", start) == data[start:]
-            for length in (0, 1, 49, 50, 99, 100, 101, 1 << 50):
+            for length in (0, 1, 49, 50, 99, 100, 101, 1 << 50, 1 << 64):
                 got = storage.get("data/a", start, length)
                 assert got == data[start : start + length], f"range {start}, {length}"
 

@@ -214,7 +214,7 @@ def _open_object(path: Path) -> Iterator[tuple[int, int]]:
 
 def _read(fd: int, start: int, length: int) -> bytes:
     """Exactly `length` bytes from `start`, or fewer where the file ends."""
-    data = os.pread(fd, length, start)
+    data = os.pread(fd, length, start) if length else b""
     while len(data) < length and (more := os.pread(fd, length - len(data), start + len(data))):
         data += more
     return data
