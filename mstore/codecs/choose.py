@@ -7,6 +7,7 @@ does not give back the raw bytes is never returned (the bytes themselves are, as
 from collections.abc import Sequence
 
 import numpy as np
+import xxhash
 
 from mstore.codecs.base import RAW, Codec, Encoded
 from mstore.codecs.constant import Constant
@@ -61,6 +62,7 @@ class Encoder:
         self._planes = planes or Planes()
         self._zstd = zstd or Zstd()
         self._decoder = Decoder((self._constant, self._planes, self._zstd))
+        self._payload = Scratch()
         self._decoded = Scratch()
         self.rejected = 0
 
@@ -72,7 +74,7 @@ class Encoder:
         encoded = self.choose(raw, dtype)
         if encoded is None:
             return _as_raw(raw)
-        if not self.restores(encoded, raw):
+        if not self.restores(encoded, xxhash.xxh3_64_intdigest(raw), len(raw)):
             self.rejected += 1
             return _as_raw(raw)
         return encoded
@@ -88,16 +90,24 @@ class Encoder:
             return _attempt(self._zstd, raw, dtype, limit) or planes
         return planes
 
-    def restores(self, encoded: Encoded, raw: memoryview) -> bool:
-        """Whether `encoded` decodes to `raw`."""
-        decoded = self._decoded.array(len(raw), np.dtype(np.uint8))
-        payload = memoryview(b"".join(encoded.parts))
+    def restores(self, encoded: Encoded, checksum: int, length: int) -> bool:
+        """Whether `encoded` decodes to `length` bytes whose XXH3-64 is `checksum`."""
+        decoded = self._decoded.array(length, np.dtype(np.uint8)).data
         try:
-            self._decoder.decode(encoded.codec, payload, decoded.data)
+            self._decoder.decode(encoded.codec, self._joined(encoded), decoded)
         except Exception:
             # Whatever goes wrong in there, the raw bytes are at hand and are the safe choice.
             return False
-        return np.array_equal(decoded, np.frombuffer(raw, np.uint8))
+        return xxhash.xxh3_64_intdigest(decoded) == checksum
+
+    def _joined(self, encoded: Encoded) -> memoryview:
+        """The parts as one payload, in scratch."""
+        payload: memoryview = self._payload.array(encoded.stored, np.dtype(np.uint8)).data
+        at = 0
+        for part in encoded.parts:
+            payload[at : at + len(part)] = part
+            at += len(part)
+        return payload
 
     def _zstd_estimate(self, raw: memoryview) -> int:
         """Bytes that zstd would make of `raw`, judged by runs from all over it.
@@ -115,14 +125,18 @@ class Encoder:
 
 
 def _attempt(codec: Codec, raw: memoryview, dtype: DType | None, limit: int) -> Encoded | None:
-    """What `codec` makes of `raw`, in memory of its own; None unless smaller than `limit`."""
+    """What `codec` makes of `raw`, in memory of its own; None unless smaller than `limit`.
+
+    The parts stay apart: joining them would copy what may be as large as the chunk.
+    """
     parts = codec.encode(raw, dtype)
     if parts is None:
         return None
     stored = sum(len(part) for part in parts)
     if stored >= limit:
         return None
-    return Encoded(codec.number, (b"".join(parts),), stored)
+    kept = tuple(part if isinstance(part, bytes) else bytes(part) for part in parts)
+    return Encoded(codec.number, kept, stored)
 
 
 def _as_raw(raw: memoryview) -> Encoded:
