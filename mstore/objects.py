@@ -286,48 +286,51 @@ def _decode(what: str, raw: bytes, build: Callable[[dict[str, Any]], T]) -> T:
         raise CorruptDataError(f"a stored {what} is malformed: {error}") from error
 
 
-def _typed(value: object, expected: type[T]) -> T:
+def typed(value: object, expected: type[T]) -> T:
+    """`value`, which was stored, if it is of exactly this type; raises TypeError if not."""
     if type(value) is not expected:
         raise TypeError(f"expected {expected.__name__}, found {type(value).__name__}")
     return value
 
 
-def _id(value: object) -> Id:
-    if len(identifier := _typed(value, bytes)) != ID_SIZE:
+def checked_id(value: object) -> Id:
+    """`value`, which was stored, if it is an id; raises TypeError or ValueError if not."""
+    if len(identifier := typed(value, bytes)) != ID_SIZE:
         raise ValueError("an id is not 32 bytes")
     return identifier
 
 
-def _size(value: object) -> int:
-    if not 0 <= (number := _typed(value, int)) < 1 << 63:
+def checked_size(value: object) -> int:
+    """`value`, which was stored, if it is from 0 to 2**63 - 1; else TypeError or ValueError."""
+    if not 0 <= (number := typed(value, int)) < 1 << 63:
         raise ValueError("a size is out of range")
     return number
 
 
 def _manifest_from_map(fields: dict[str, Any]) -> Manifest:
-    segments = tuple(_segment_from_map(_typed(item, dict)) for item in fields["segments"])
-    size = _size(fields["size"])
+    segments = tuple(_segment_from_map(typed(item, dict)) for item in fields["segments"])
+    size = checked_size(fields["size"])
     if sum(segment.length for segment in segments) != size:
         raise ValueError("the segments do not add up to the size")
-    return Manifest(_typed(fields["format"], str), size, segments)
+    return Manifest(typed(fields["format"], str), size, segments)
 
 
 def _segment_from_map(fields: dict[str, Any]) -> SegmentChunks:
-    ids = _typed(fields["ids"], bytes)
+    ids = typed(fields["ids"], bytes)
     count, rest = divmod(len(ids), ID_SIZE)
     if rest:
         raise ValueError("the chunk ids are cut short")
     if "dtype" not in fields:
-        lengths = tuple(_size(length) for length in fields["lengths"])
+        lengths = tuple(checked_size(length) for length in fields["lengths"])
         if len(lengths) != count or 0 in lengths:
             raise ValueError("the chunk lengths do not match the chunk ids")
         return SegmentChunks(sum(lengths), ids, lengths=lengths)
-    shape = tuple(_size(extent) for extent in fields["shape"])
+    shape = tuple(checked_size(extent) for extent in fields["shape"])
     order = fields.get("order", "C")
     if order not in ("C", "F"):
         raise ValueError("unknown element order")
-    tensor = Tensor(_typed(fields["name"], str), BY_NAME[fields["dtype"]], shape, order)
-    piece = _size(fields["piece"])
+    tensor = Tensor(typed(fields["name"], str), BY_NAME[fields["dtype"]], shape, order)
+    piece = checked_size(fields["piece"])
     if piece == 0 or -(-tensor.nbytes // piece) != count:
         raise ValueError(f"tensor {tensor.name!r} has the wrong number of chunks")
     return SegmentChunks(tensor.nbytes, ids, tensor, piece)
@@ -335,7 +338,9 @@ def _segment_from_map(fields: dict[str, Any]) -> SegmentChunks:
 
 def _snapshot_from_map(fields: dict[str, Any]) -> Snapshot:
     files = {
-        check_path(_typed(path, str)): FileEntry(_id(manifest), _size(size), _typed(bit, bool))
+        check_path(typed(path, str)): FileEntry(
+            checked_id(manifest), checked_size(size), typed(bit, bool)
+        )
         for path, manifest, size, bit in fields["files"]
     }
     if len(files) != len(fields["files"]):
@@ -345,11 +350,11 @@ def _snapshot_from_map(fields: dict[str, Any]) -> Snapshot:
 
 def _commit_from_map(fields: dict[str, Any]) -> Commit:
     return Commit(
-        snapshot=_id(fields["snapshot"]),
-        parents=tuple(_id(parent) for parent in fields["parents"]),
-        author=_typed(fields["author"], str),
-        time=_typed(fields["time"], int),
-        zone=_typed(fields["zone"], int),
-        message=_typed(fields["message"], str),
-        metadata=_typed(fields["metadata"], dict),
+        snapshot=checked_id(fields["snapshot"]),
+        parents=tuple(checked_id(parent) for parent in fields["parents"]),
+        author=typed(fields["author"], str),
+        time=typed(fields["time"], int),
+        zone=typed(fields["zone"], int),
+        message=typed(fields["message"], str),
+        metadata=typed(fields["metadata"], dict),
     )

@@ -7,7 +7,7 @@ it is also the history of the repository itself (`reflog`, `undo`).
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,7 @@ from mstore.errors import (
 )
 from mstore.ids import ID_SIZE, Id, identify_root
 from mstore.index import IndexRef
-from mstore.objects import pack, unpack
+from mstore.objects import checked_id, checked_size, pack, typed, unpack
 from mstore.storage.base import Storage
 
 FORMAT_VERSION = 1
@@ -318,26 +318,35 @@ def decode(stored: bytes, number: int) -> Root:
 
 
 def _root_from_map(fields: dict[str, Any]) -> Root:
-    models = {
-        name: Refs(dict(refs["branches"]), dict(refs["tags"]))
-        for name, refs in fields["models"].items()
-    }
+    restores = fields["restores"]
     return Root(
-        number=int(fields["number"]),
-        previous=bytes(fields["previous"]),
-        nonce=bytes(fields["nonce"]),
-        time=int(fields["time"]),
-        author=str(fields["author"]),
-        action=str(fields["action"]),
-        repository=str(fields["repository"]),
-        models=models,
-        indexes=tuple(IndexRef(*row) for row in fields["indexes"]),
-        metadata_indexes=tuple(IndexRef(*row) for row in fields["metadata_indexes"]),
-        condemned=frozenset(fields["condemned"]),
-        doomed=frozenset(fields["doomed"]),
-        forgotten=frozenset(fields["forgotten"]),
-        restores=fields["restores"],
+        number=checked_size(fields["number"]),
+        previous=checked_id(fields["previous"]),
+        nonce=typed(fields["nonce"], bytes),
+        time=typed(fields["time"], int),
+        author=typed(fields["author"], str),
+        action=typed(fields["action"], str),
+        repository=typed(fields["repository"], str),
+        models={
+            name: Refs(_names(refs["branches"]), _names(refs["tags"]))
+            for name, refs in typed(fields["models"], dict).items()
+        },
+        indexes=tuple(_index(row) for row in typed(fields["indexes"], list)),
+        metadata_indexes=tuple(_index(row) for row in typed(fields["metadata_indexes"], list)),
+        condemned=frozenset(typed(key, str) for key in typed(fields["condemned"], list)),
+        doomed=frozenset(typed(key, str) for key in typed(fields["doomed"], list)),
+        forgotten=frozenset(checked_id(commit) for commit in typed(fields["forgotten"], list)),
+        restores=None if restores is None else checked_size(restores),
     )
+
+
+def _names(stored: object) -> dict[str, Id]:
+    return {name: checked_id(commit) for name, commit in typed(stored, dict).items()}
+
+
+def _index(row: Sequence[object]) -> IndexRef:
+    name, count, size = row
+    return IndexRef(typed(name, str), checked_size(count), checked_size(size))
 
 
 def _encode_index(ref: IndexRef) -> list[object]:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import xxhash
 import zstandard
 
 from mstore import rootlog
@@ -19,6 +20,7 @@ from mstore.errors import (
 )
 from mstore.ids import identify_root
 from mstore.index import IndexRef
+from mstore.objects import pack, unpack
 from mstore.rootlog import Refs, Root, RootLog, decode, encode, root_key, update
 from mstore.storage.memory import MemoryStorage
 
@@ -58,6 +60,27 @@ def test_a_root_round_trip() -> None:
         restores=3,
     )
     assert decode(encode(root), 7) == root
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, -1, 1 << 63, 1.5, True, "x", b"x", [1], {"a": 1}, [[["x"], 1, 1]], [["x", 1]]),
+        *([["x", 1, -1]], {"a": {"branches": {"m": b"x"}, "tags": {}}}, {"a": {"branches": [1]}}),
+    ],
+    ids=repr,
+)
+def test_a_field_of_another_type_is_malformed(log: RootLog, value: object) -> None:
+    """Whatever stands there under a right checksum, a number of bytes to allocate included."""
+    stored = log.storage.get(root_key(1))
+    fields = unpack(zstandard.ZstdDecompressor().decompress(stored[20:]))
+    for key, kept in fields.items():
+        if value is kept or (type(value) is type(kept) and type(value) in (str, bytes, int)):
+            continue  # such a value is as good as another
+        payload = zstandard.ZstdCompressor().compress(pack({**fields, key: value}))
+        checksum = xxhash.xxh3_64_intdigest(stored[:12] + payload)
+        with pytest.raises(CorruptDataError, match="malformed"):
+            decode(stored[:12] + checksum.to_bytes(8, "little") + payload, 1)
 
 
 def test_there_is_no_repository() -> None:
