@@ -35,6 +35,8 @@ KEEP_ROOTS = 500
 """How many roots stay as the history of the repository; older ones are pruned."""
 
 _PRUNE_EVERY = 50
+_ATTEMPTS = 8
+_STEPS = 4
 _MAGIC = b"MSTORERT"
 _PREFIX = "roots/"
 _MAX_ROOT_SIZE = 1 << 28
@@ -112,6 +114,7 @@ class RootLog:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
+        self._known = 0
 
     def create(self, author: str) -> Root:
         """Publish the first root; raises StorageError if a repository is already here."""
@@ -139,18 +142,33 @@ class RootLog:
 
     def newest(self) -> Root:
         """The current root; raises NoRepositoryError when there is none."""
-        for _attempt in range(8):
-            numbers = self.numbers()
-            if not numbers:
+        for _attempt in range(_ATTEMPTS):
+            if not (number := self._newest_number()):
                 break
             try:
-                return self.read(numbers[-1])
+                root = self.read(number)
             except NotFoundError:
-                # Pruned between listing and reading: then there is a newer one.
+                # Pruned since it was listed: then there is a newer one.
+                self._known = 0
                 continue
+            self._known = number
+            return root
         raise NoRepositoryError(
             f"no mstore repository in {self.storage.location}", hint="make one with: mstore init"
         )
+
+    def _newest_number(self) -> int:
+        """The number of the newest root, 0 when there is none.
+
+        Usually it is the one known already or one soon after it, which is quicker to find out
+        than to list them all. As roots are pruned in ascending order, a root that is there and
+        has no successor is the newest.
+        """
+        if self._known and self.storage.head(root_key(self._known)):
+            for number in range(self._known, self._known + _STEPS):
+                if not self.storage.head(root_key(number + 1)):
+                    return number
+        return max(self.numbers(), default=0)
 
     def read(self, number: int) -> Root:
         """Root `number`; raises NotFoundError (pruned or never there) or CorruptDataError."""
@@ -214,7 +232,7 @@ class RootLog:
         """
         if self.storage.head(root_key(root.number - 1)):
             return True
-        if self.numbers()[-1] == root.number:
+        if max(self.numbers()) == root.number:
             return True
         try:
             successor = self.read(root.number + 1)

@@ -51,8 +51,12 @@ class MemoryStorage(Storage):
         """Every object in the folder `prefix` and the folders in it, sorted by key."""
         check_folder(prefix)
         with self._lock:
-            found = [(key, len(data)) for key, data in self._objects.items()]
-        return (ObjectInfo(key, size) for key, size in sorted(found) if key.startswith(prefix))
+            found = [
+                ObjectInfo(key, len(data))
+                for key, data in self._objects.items()
+                if key.startswith(prefix)
+            ]
+        return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
         """Remove `key`; no error if it is not there."""
