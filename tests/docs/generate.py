@@ -74,9 +74,9 @@ def paragraphs(text: str | None) -> str:
 def options_table(command: click.Command, context: click.Context) -> Iterator[str]:
     """The options that the help shows."""
     rows = []
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record is not None:
+    for option in command.get_params(context):
+        record = option.get_help_record(context)
+        if record is not None and record[1] and "--help" not in option.opts:
             names, text = (part.replace("|", "\\|") for part in record)
             rows.append(f"| `{names}` | {text} |")
     if rows:
@@ -132,16 +132,36 @@ def entry(head: str, text: str) -> str:
 
 
 def signature(function: Any, name: str) -> str:
-    """A signature as the source spells it."""
+    """A signature as the source spells it, without `self`."""
     node = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(node, ast.FunctionDef)
-    arguments = node.args
-    if arguments.args and arguments.args[0].arg == "self":
-        del arguments.args[0]
-    returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    if name == "__getitem__":
-        return f"[{ast.unparse(arguments)}]{returns}"
-    return f"{name}({ast.unparse(arguments)}){returns}"
+    arguments = ", ".join(part for part in parameters(node.args) if part != "self")
+    returns = f" -> {spelled(node.returns)}" if node.returns else ""
+    return f"[{arguments}]{returns}" if name == "__getitem__" else f"{name}({arguments}){returns}"
+
+
+def parameters(arguments: ast.arguments) -> Iterator[str]:
+    """Each parameter with its type and default; public functions have no others than these."""
+    required = len(arguments.args) - len(arguments.defaults)
+    for argument, default in zip(
+        arguments.args, [None] * required + arguments.defaults, strict=True
+    ):
+        yield parameter(argument, default)
+    if arguments.kwonlyargs:
+        yield "*"
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        yield parameter(argument, default)
+
+
+def parameter(argument: ast.arg, default: ast.expr | None) -> str:
+    annotation = f": {spelled(argument.annotation)}" if argument.annotation else ""
+    return argument.arg + annotation + (f" = {ast.unparse(default)}" if default else "")
+
+
+def spelled(annotation: ast.expr) -> str:
+    """A type, without quotes and without the name that a module was imported under."""
+    text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
+    return str(text).removeprefix("gc_op.")
 
 
 def docstring(thing: object) -> str:

@@ -2,8 +2,12 @@
 
 A page's blocks run in order, in one directory of their own. ```python blocks share a namespace;
 an ```output block after one is what it prints. Lines of ```console blocks that begin with `$ ` go
-to a shell, the lines after each are what it prints. `…` stands for any text of a line, and on a
-line of its own for any number of lines. Blocks of other languages are not run.
+to a shell, the lines after each are what it prints. Blocks of other languages are not run.
+
+Pages show real output, of which some differs from run to run. So an id stands for any id, a date for
+any date, and likewise ages and durations; sizes may be off by 3 %, shares by about one point, and runs of
+spaces by any number. `…` stands for any text of a line, and on a line of its own for any number of
+lines.
 """
 
 import io
@@ -43,18 +47,56 @@ def blocks(page: str) -> list[Block]:
 
 
 def matches(expected: str, found: str) -> bool:
-    """Whether `found` is `expected`, in which `…` stands for anything."""
-    lines = expected.rstrip("\n").split("\n")
-    pattern = "".join(
-        r"(?:.*\n)*" if line.strip() == "…" else _line_pattern(line) + r"[ \t]*\n"
-        for line in lines
-        if expected.strip()
+    """Whether `found` is `expected`, as far as it can be the same twice."""
+    pattern, close = "", []
+    for line in expected.rstrip("\n").split("\n") if expected.strip() else []:
+        if line.strip() == "…":
+            pattern += r"(?:.*\n)*"
+            continue
+        at = 0
+        for token in _TOKEN.finditer(line.rstrip()):
+            pattern += re.escape(line[at : token.start()]) + _PATTERNS[str(token.lastgroup)]
+            at = token.end()
+            if token.lastgroup in ("size", "share"):
+                close.append((token.lastgroup, token[0]))
+        pattern += re.escape(line[at:].rstrip()) + r"[ \t]*\n"
+    match = re.fullmatch(pattern, found.rstrip("\n") + "\n" if found.strip() else "")
+    return match is not None and all(
+        _is_close(kind, text, other)
+        for (kind, text), other in zip(close, match.groups(), strict=True)
     )
-    return re.fullmatch(pattern, found.rstrip("\n") + "\n" if found.strip() else "") is not None
 
 
-def _line_pattern(line: str) -> str:
-    return "[^\n]*".join(re.escape(part) for part in line.rstrip().split("…"))
+_PATTERNS = {
+    "any": r"[^\n]*",
+    "id": r"[0-9a-f]+",
+    "date": r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[+.:\d ]*",
+    "age": r"\([^()\n]*(?:now|ago)\)",
+    "took": r"\d+\.\d s(?: \([\d.]+ [kMG]?B/s\))?",
+    "size": r"([\d.]+ [kMG]?B)",
+    "share": r"(<?[\d.]+ %)",
+    "spaces": r" +",
+}
+_TOKEN = re.compile(
+    r"""(?P<any>…)
+      | (?P<id>\b(?:[0-9a-f]{64}|[0-9a-f]{12})\b)
+      | (?P<date>\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[+.:\d ]*)
+      | (?P<age>\([^()\n]*(?:now|ago)\))
+      | (?P<took>\d+\.\d\ s(?:\ \([\d.]+\ [kMG]?B/s\))?)
+      | (?P<size>[\d.]+\ [kMG]?B)
+      | (?P<share><?[\d.]+\ %)
+      | (?P<spaces>\ +)""",
+    re.VERBOSE,
+)
+_FACTORS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
+
+
+def _is_close(kind: str, text: str, other: str) -> bool:
+    (one, unit), (two, other_unit) = (item.lstrip("<").split(" ") for item in (text, other))
+    if kind == "share":
+        return abs(float(one) - float(two)) <= 1 + 0.03 * float(one)
+    size, other_size = float(one) * _FACTORS[unit], float(two) * _FACTORS[other_unit]
+    return abs(size - other_size) <= 0.03 * size + 3
 
 
 class Page:
@@ -177,6 +219,17 @@ def test_blocks_are_of_known_languages() -> None:
         ("a\n…\nd\n", "a\nd\n", True),
         ("a\n…\nd\n", "a\nb\n", False),
         ("a.c\n", "abc\n", False),
+        ("at 0123456789ab.\n", "at fedcba987654.\n", True),
+        ("at 0123456789ab.\n", "at fedcba98765.x\n", False),
+        ("2026-11-22 00:42:06 +0000 by\n", "2031-01-02 10:42:06 +0000 by\n", True),
+        ("x (just now)\n", "x (2 minutes ago)\n", True),
+        ("in 0.1 s (16.1 MB/s)\n", "in 11.1 s (980.0 kB/s)\n", True),
+        ("  10.0 MB  a\n", " 10.2 MB  a\n", True),
+        ("  10.0 MB  a\n", " 10.4 MB  a\n", False),
+        ("  10.0 MB  a\n", " 10.0 kB  a\n", False),
+        ("83.2 %\n", "83.9 %\n", True),
+        ("83.2 %\n", "88.2 %\n", False),
+        ("…  1.0 MB  …\n", "abc 1.0 MB x\n", True),
     ],
 )
 def test_output_is_compared_with_wildcards(expected: str, found: str, same: bool) -> None:
