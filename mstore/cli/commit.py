@@ -1,0 +1,187 @@
+"""`mstore commit`."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from mstore.author import local_zone
+from mstore.cli import output, text
+from mstore.cli.failures import InterruptionError, Misuse
+from mstore.cli.invocation import Invocation, command
+from mstore.cli.place import inside
+from mstore.cli.progress import progress
+from mstore.errors import ConflictError, InvalidInputError, MstoreError
+from mstore.ids import Id
+from mstore.objects import MetadataValue, check_metadata
+from mstore.ops.commit import Content, Description, Recorded, Target, record
+from mstore.ops.revisions import DEFAULT_BRANCH, check_name
+from mstore.ops.scan import Scan, open_files
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What was recorded, on which branch, in how many seconds, and what is to be told."""
+
+    recorded: Recorded
+    branch: str
+    seconds: float
+    warnings: Sequence[str]
+
+
+@command(
+    "commit",
+    examples="""
+mstore commit -m "lower learning rate" --meta loss=0.31 --meta epoch=4
+mstore commit -m "new tokenizer" tokenizer.json vocab.txt
+mstore commit --branch try-lr
+mstore -C runs/7 --repo /srv/models --model bert commit
+""",
+)
+@click.argument("paths", metavar="[PATH]...", nargs=-1)
+@click.option("-m", "--message", metavar="MSG", default="", help="What there is to say about it.")
+@click.option("--meta", metavar="KEY=VALUE", multiple=True, help="A value to record with it.")
+@click.option("--branch", metavar="NAME", help="Make this branch and commit onto it.")
+@click.option("--author", metavar="NAME", help="Who made it, if not you.")
+def commit(
+    call: Invocation,
+    paths: tuple[str, ...],
+    message: str,
+    meta: tuple[str, ...],
+    branch: str | None,
+    author: str | None,
+) -> None:
+    """Record a version of the working directory.
+
+    It holds all files but those that .mstoreignore names, or only what changed at the PATHs with
+    the rest as HEAD has it. A VALUE of --meta that is JSON (a number, true, a list, …) is recorded
+    as that, other text as it is.
+
+    With --repo, and no working directory of that repository here, the files of the current
+    directory are recorded as the next version of a branch (main, or --branch).
+    """
+    description = Description(
+        author or call.author, message, local_zone(), parse_metadata(meta) or None
+    )
+    start = call.refs.branches
+    try:
+        if call.place.directory is not None:
+            outcome = _commit_worktree(call, paths, description, branch)
+        else:
+            if paths:
+                raise Misuse("PATH needs a working directory", hint="go there, or leave it out")
+            outcome = _commit_directory(call, Path.cwd(), description, branch or DEFAULT_BRANCH)
+    except KeyboardInterrupt:
+        raise InterruptionError(_what_was_recorded(call, start)) from None
+    for warning in outcome.warnings:
+        call.warn(text.visible(warning))
+    _print(call, outcome)
+
+
+def parse_metadata(pairs: Sequence[str]) -> dict[str, MetadataValue]:
+    """The values of `KEY=VALUE` options; raises Misuse for what cannot be recorded."""
+    values: dict[str, MetadataValue] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not key or not separator:
+            raise Misuse(f"--meta {pair!r} is not KEY=VALUE", hint="for example: --meta loss=0.3")
+        if key in values:
+            raise Misuse(f"--meta {key} is given twice")
+        try:
+            values[key] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[key] = value
+    try:
+        return check_metadata(values)
+    except InvalidInputError as error:
+        raise Misuse(f"--meta: {error.message}", hint=error.hint) from error
+
+
+def _commit_worktree(
+    call: Invocation, paths: Sequence[str], description: Description, branch: str | None
+) -> _Outcome:
+    tree = call.worktree()
+    if call.model != tree.head.model:
+        raise InvalidInputError(
+            f"the working directory is of model {tree.head.model}, not {call.model}",
+            hint=f"go to that model with: mstore --model {call.model} checkout REV",
+        )
+    chosen = [inside(tree.directory, path) for path in paths] or None
+    began = time.perf_counter()
+    with progress(call, "recording") as told:
+        recorded = tree.commit(description, paths=chosen, branch=branch, progress=told)
+    return _Outcome(recorded, tree.head.branch or "", time.perf_counter() - began, tree.warnings)
+
+
+def _commit_directory(
+    call: Invocation, directory: Path, description: Description, branch: str
+) -> _Outcome:
+    """Record the files of a directory that is nobody's working directory."""
+    if Path(call.place.storage.location).is_relative_to(directory):
+        raise ConflictError(
+            f"the repository lies in {directory}, so it would be recorded in itself",
+            hint="name another directory with -C",
+        )
+    tip = call.db.refresh().refs(call.model).branches.get(check_name("branch", branch))
+    scan = Scan(directory)
+    found = scan.files()
+    content = Content(
+        lambda: open_files(directory, found, scan.warnings),
+        {},
+        frozenset(file.path for file in found if file.executable),
+    )
+    target = Target(call.model, branch, tip, (tip,) if tip else ())
+    began = time.perf_counter()
+    with progress(call, "recording") as told:
+        told.begin(sum(file.stat.st_size for file in found))
+        recorded = record(call.db, target, content, description, progress=told.advance)
+    return _Outcome(recorded, branch, time.perf_counter() - began, scan.warnings)
+
+
+def _print(call: Invocation, outcome: _Outcome) -> None:
+    recorded, seconds = outcome.recorded, outcome.seconds
+    if call.json:
+        output.document(
+            {
+                "id": recorded.id.hex(),
+                "created": recorded.created,
+                "model": call.model,
+                "branch": outcome.branch,
+                "files": len(recorded.snapshot.files),
+                "bytes": recorded.logical,
+                "bytes_read": recorded.read,
+                "bytes_stored": recorded.stored,
+                "seconds": round(seconds, 3),
+                "warnings": list(outcome.warnings),
+            }
+        )
+        return
+    if call.quiet:
+        output.data(recorded.id.hex())
+        return
+    where = f"{click.style(text.short(recorded.id), fg='yellow')} on {outcome.branch}"
+    files = text.count(len(recorded.snapshot.files), "file")
+    if not recorded.created:
+        output.data(f"nothing to commit, {where} has the same {files}")
+        return
+    output.data(f"{where}: {files}, {text.size(recorded.logical)}")
+    output.data(
+        f"stored {text.size(recorded.stored)} of {text.size(recorded.logical)}, "
+        f"{text.share(recorded.stored, recorded.logical)}, in {seconds:.1f} s"
+        + (f" ({text.size(int(recorded.read / seconds))}/s)" if recorded.read else "")
+    )
+
+
+def _what_was_recorded(call: Invocation, before: Mapping[str, Id]) -> str:
+    """What an interrupted commit came to: publishing is one moment, before it there is nothing."""
+    try:
+        now = call.db.refresh().refs(call.model).branches
+    except MstoreError:
+        return "see `mstore log` for whether the version was recorded"
+    moved = [name for name, tip in now.items() if before.get(name) != tip]
+    if not moved:
+        return "nothing was recorded"
+    return f"branch {moved[0]} moved meanwhile, see: mstore status"
