@@ -7,15 +7,17 @@ before its bytes are handed on, so damage or a decoder's mistake can never give 
 import os
 import threading
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate, chain, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import Ids, as_ids, locate
+from mstore.bulkindex import Ids, Located, locate
 from mstore.codecs.choose import Decoder
 from mstore.database import Database
 from mstore.errors import CorruptDataError, NotFoundError
@@ -25,7 +27,6 @@ from mstore.pack import (
     check_raw,
     decode_record,
     pack_key,
-    read_record,
     record_size,
 )
 
@@ -63,6 +64,26 @@ class MemorySink(Sink):
     def put(self, position: int, raw: memoryview) -> None:
         """Copy the chunk to its place."""
         self.out[position : position + len(raw)] = raw
+
+
+class ManySink(Sink):
+    """Chunks go into several writable buffers, which lie one after the other by position."""
+
+    def __init__(self, outs: Sequence[memoryview]) -> None:
+        self.outs = [out for out in outs if len(out)]
+        self._starts = [0, *accumulate(len(out) for out in self.outs)]
+
+    def buffer(self, position: int, length: int) -> memoryview | None:
+        """The place in the buffer that the chunk lies in."""
+        number = bisect_right(self._starts, position) - 1
+        start = position - self._starts[number]
+        return self.outs[number][start : start + length]
+
+    def put(self, position: int, raw: memoryview) -> None:
+        """Copy the chunk to its place."""
+        place = self.buffer(position, len(raw))
+        assert place is not None
+        place[:] = raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +128,10 @@ class ChunkReader:
         runs of READ_SIZE per thread, whatever the number of chunks.
         """
         runs = self._plan(wanted)
-        if self.threads == 1 or len(wanted.ids) < 2:
+        first = list(islice(runs, 2))
+        runs = chain(first, runs)
+        if self.threads == 1 or len(first) < 2:
+            # Starting threads would take longer than the work.
             for run in runs:
                 self._report(progress, self._read_run(run, sink))
             return
@@ -126,23 +150,20 @@ class ChunkReader:
 
     def read_one(self, identifier: Id) -> bytes:
         """The raw bytes of one chunk."""
-        entry = self.db.require(Kind.CHUNK, identifier)
-        out = bytearray(entry.raw)
-        wanted = Wanted(as_ids(identifier), np.zeros(1, np.int64), np.full(1, entry.raw))
-        self.read(wanted, MemorySink(memoryview(out)))
+        found = self.db.read_record(Kind.CHUNK, identifier)
+        out = bytearray(found.entry.raw)
+        self._deliver(found, [0], MemorySink(memoryview(out)))
         return bytes(out)
 
+    def _locate(self, ids: Ids) -> Located:
+        located = locate(self.db.chunk_indexes(), ids)
+        if not located.found.all():
+            missing = ids[int(np.argmin(located.found))].tobytes()
+            raise NotFoundError(f"chunk {missing.hex()[:12]} is missing from the repository")
+        return located
+
     def _plan(self, wanted: Wanted) -> Iterator[_Run]:
-        located = locate(self.db.chunk_indexes(), wanted.ids)
-        if not located.found.all():
-            self.db.refresh()
-            located = locate(self.db.chunk_indexes(), wanted.ids)
-        if not located.found.all():
-            missing = wanted.ids[int(np.argmin(located.found))].tobytes()
-            raise CorruptDataError(
-                f"chunk {missing.hex()[:12]} is missing from the repository",
-                hint="run: mstore verify",
-            )
+        located = self.db.retry(lambda: self._locate(wanted.ids))
         rows = located.rows
         if (wrong := np.flatnonzero(rows["raw"] != wanted.lengths)).size:
             identifier = wanted.ids[wrong[0]].tobytes().hex()[:12]
@@ -156,7 +177,7 @@ class ChunkReader:
                 self.db.storage.get(pack_key(run.pack), run.start, run.stop - run.start)
             )
         except NotFoundError:
-            return sum(map(self._read_moved, run.ids, run.positions, [sink] * len(run.ids)))
+            return self._read_moved(run, sink)
         done = 0
         columns = (run.ids, run.offsets, run.lengths, run.positions)
         for identifier, offset, length, positions in zip(*columns, strict=True):
@@ -172,17 +193,15 @@ class ChunkReader:
             done += self._deliver(found, positions, sink)
         return done
 
-    def _read_moved(self, identifier: Id, positions: list[int], sink: Sink) -> int:
-        """Read a chunk whose pack is gone: gc moved it, so a newer root knows its place."""
-        self.db.refresh()
-        entry = self.db.require(Kind.CHUNK, identifier)
-        try:
-            return self._deliver(read_record(self.db.storage, entry), positions, sink)
-        except NotFoundError as error:
-            raise CorruptDataError(
-                f"{error.message}, which holds chunk {identifier.hex()[:12]}",
-                hint="run: mstore verify",
-            ) from error
+    def _read_moved(self, run: _Run, sink: Sink) -> int:
+        """Read chunks whose pack is gone: gc moved them, so a newer root knows their places."""
+        done = 0
+        for identifier, length, positions in zip(run.ids, run.lengths, run.positions, strict=True):
+            found = self.db.read_record(Kind.CHUNK, identifier)
+            if found.entry.raw != length:
+                raise CorruptDataError(f"chunk {identifier.hex()[:12]} has changed its length")
+            done += self._deliver(found, positions, sink)
+        return done
 
     def _deliver(self, found: Payload, positions: list[int], sink: Sink) -> int:
         entry = found.entry

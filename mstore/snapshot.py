@@ -11,10 +11,11 @@ from mstore.database import Database
 from mstore.errors import InvalidInputError, NotFoundError
 from mstore.formats.safetensors import read_metadata
 from mstore.ids import Id
+from mstore.numpy_dtypes import Array
 from mstore.objects import FileEntry, Manifest, MetadataValue
 from mstore.ops.checkout import whole_file, write_out
 from mstore.structure import restore
-from mstore.tensors import TensorView
+from mstore.tensors import TensorView, read_whole
 
 
 class FileView:
@@ -184,14 +185,14 @@ class Snapshot:
         if len(self.files) == 1:
             (file,) = self.files.values()
             if file.format == "safetensors":
-                arrays = file.tensors
-                return restore(read_metadata(file), arrays, lambda name: arrays[name].numpy())
+                arrays = _arrays(file.tensors)
+                return restore(read_metadata(file), arrays, arrays.__getitem__)
         if not self.tensors:
             raise InvalidInputError(
                 f"version {self.id[:12]} holds no tensors to load",
                 hint="read its files with snapshot.files[path].read(), or check it out",
             )
-        return {name: tensor.numpy() for name, tensor in self.tensors.items()}
+        return _arrays(self.tensors)
 
     def checkout(
         self,
@@ -218,3 +219,7 @@ class Snapshot:
         said = f" {self.message.splitlines()[0]!r}" if self.message else ""
         count = len(self.record.files)
         return f"<Snapshot {self.id[:12]}{said}, {count} file{'s' if count != 1 else ''}>"
+
+
+def _arrays(tensors: Mapping[str, TensorView]) -> dict[str, Array]:
+    return dict(zip(tensors, read_whole(list(tensors.values())), strict=True))

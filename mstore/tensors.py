@@ -10,7 +10,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from mstore.bulkindex import as_ids
-from mstore.chunkreader import ChunkReader, MemorySink, Wanted
+from mstore.chunkreader import ChunkReader, ManySink, MemorySink, Wanted
 from mstore.layout import Tensor
 from mstore.numpy_dtypes import Array, NumpyDType, array_from_bytes, dtype_of, numpy_dtype
 from mstore.objects import SegmentChunks
@@ -68,9 +68,8 @@ class TensorView:
 
     def numpy(self) -> Array:
         """The whole tensor as a new array. Raises CorruptDataError when a chunk is damaged."""
-        tensor = self._tensor
-        raw = self._read_chunks(0, np.arange(self._segment.count), whole=True)
-        return array_from_bytes(raw.data, tensor.dtype, tensor.shape, tensor.order)
+        (array,) = read_whole([self])
+        return array
 
     def __array__(self, dtype: NumpyDType | None = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -181,6 +180,27 @@ class TensorView:
         wanted = Wanted(as_ids(self._segment.ids)[numbers], starts - start, lengths)
         self._reader.read(wanted, MemorySink(out.data))
         return out
+
+
+def read_whole(tensors: Sequence[TensorView]) -> list[Array]:
+    """All of these tensors of one repository as new arrays, read together in pack order."""
+    outs = [np.empty(tensor.nbytes, np.uint8) for tensor in tensors]
+    segments = [tensor._segment for tensor in tensors]
+    ends = np.cumsum([tensor.nbytes for tensor in tensors], dtype=np.int64)
+    parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
+    for segment, end in zip(segments, ends, strict=True):
+        starts = np.arange(segment.count, dtype=np.int64) * segment.piece
+        lengths = np.minimum(segment.piece, segment.length - starts)
+        parts.append((starts + (end - segment.length), lengths))
+    if tensors:
+        ids = as_ids(b"".join(segment.ids for segment in segments))
+        positions, lengths = (np.concatenate(column) for column in zip(*parts, strict=True))
+        wanted = Wanted(ids, positions, lengths)
+        tensors[0]._reader.read(wanted, ManySink([out.data for out in outs]))
+    return [
+        array_from_bytes(out.data, one._tensor.dtype, one.shape, one._tensor.order)
+        for out, one in zip(outs, tensors, strict=True)
+    ]
 
 
 def _chunks_touched(
