@@ -1,0 +1,57 @@
+# Every task of the project; `make` alone lists them. Needs python3, make and a package registry.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+MODEL := .venv/demo/model
+PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
+
+MAKEFLAGS += --no-print-directory
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint types docs docs-check bench ci
+
+help:
+	@echo 'usage: make TARGET'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; \
+		do printf '  %-11s %s\n' "$$name" "$$text"; done
+
+setup: $(READY) ## make .venv with mstore and the development tools in it
+
+demo: $(READY) $(MODEL) ## see mstore work on a real model (the first time: downloads 84 MB)
+	@$(BIN)/python tests/demo.py --model $(MODEL)
+
+test: $(READY) ## run the tests, less the slow ones
+	@$(PYTEST) -m 'not slow'
+
+test-slow: $(READY) ## run the slow tests: long matrices
+	@$(PYTEST) -m slow
+
+lint: $(READY) ## check style and formatting
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+
+types: $(READY) ## check types
+	@$(BIN)/mypy --no-error-summary
+
+docs: $(READY) ## write the generated pages of docs/ anew
+	@$(BIN)/python tests/docs/generate.py
+
+docs-check: $(READY) ## check that the generated pages are up to date
+	@$(BIN)/python tests/docs/generate.py --check
+
+bench: $(READY) $(MODEL) ## measure sizes, speed and memory (some minutes, 15 GB of disk)
+	@$(BIN)/python tests/benchmarks/run.py --model $(MODEL) $(BENCH)
+
+ci: lint types docs-check test ## everything that must pass before a change is accepted
+
+$(READY): pyproject.toml
+	@echo 'setting up .venv'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(MODEL): | $(READY)
+	@$(BIN)/python tests/fetch_model.py $@
