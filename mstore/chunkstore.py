@@ -76,7 +76,10 @@ class _Shelf:
         if self.entries:
             ref = store_index(self.session.db.storage, encode_entries(self.entries))
             self.refs.append(ref)
-            self.indexes.extend(self.session.db.opened([ref]))
+            try:
+                self.indexes.extend(self.session.db.opened([ref]))
+            except NotFoundError:
+                raise StaleSessionError from None
             self.claimed.difference_update(entry.id for entry in self.entries)
             self.entries.clear()
 

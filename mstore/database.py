@@ -5,6 +5,7 @@ by `chunkstore` and read by `chunkreader`, both above it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from threading import Lock
 from typing import TypeVar
 
 from mstore.codecs import general
@@ -12,10 +13,11 @@ from mstore.errors import CorruptDataError, NotFoundError
 from mstore.ids import Id, Kind
 from mstore.index import Index, IndexRef
 from mstore.objects import Commit, Manifest, Snapshot
-from mstore.pack import Entry, check_raw, read_record
+from mstore.pack import Entry, Payload, check_raw, read_record
 from mstore.rootlog import Root, RootLog, update
 from mstore.storage.base import Storage
 
+R = TypeVar("R")
 T = TypeVar("T", Commit, Snapshot, Manifest)
 
 _CACHED_OBJECTS = 4096
@@ -28,6 +30,7 @@ class Database:
         self.storage = storage
         self.log = RootLog(storage)
         self.root = root
+        self._lock = Lock()
         self._opened: dict[str, Index] = {}
         self._cache: dict[Id, Commit | Snapshot | Manifest] = {}
 
@@ -46,8 +49,15 @@ class Database:
         return self._adopt(self.log.newest())
 
     def publish(self, change: Callable[[Root], Root | None], *, action: str, author: str) -> Root:
-        """Publish a change of refs or marks (see `rootlog.update`)."""
-        return self._adopt(update(self.log, change, action=action, author=author))
+        """Publish a change of refs or marks (see `rootlog.update`).
+
+        While `change` runs, the root it is given is the current one here.
+        """
+
+        def change_current(root: Root) -> Root | None:
+            return change(self._adopt(root))
+
+        return self._adopt(update(self.log, change_current, action=action, author=author))
 
     def publish_once(self, base: Root, changed: Root, *, action: str, author: str) -> Root | None:
         """Publish `changed` as the successor of `base`, or None when another came first."""
@@ -56,9 +66,12 @@ class Database:
 
     def _adopt(self, root: Root) -> Root:
         """Make `root` the current one; indexes it does not list need not stay open."""
-        self.root = root
-        live = {ref.name for ref in root.all_indexes()}
-        self._opened = {name: index for name, index in self._opened.items() if name in live}
+        with self._lock:
+            # Of two threads that looked at once, the one that saw less may come last.
+            if root.number > self.root.number:
+                self.root = root
+                live = {ref.name for ref in root.all_indexes()}
+                self._opened = {name: index for name, index in self._opened.items() if name in live}
         return root
 
     def opened(self, refs: Iterable[IndexRef]) -> list[Index]:
@@ -66,30 +79,34 @@ class Database:
         indexes = []
         for ref in refs:
             if (index := self._opened.get(ref.name)) is None:
-                index = self._opened[ref.name] = Index.open(self.storage, ref)
+                index = Index.open(self.storage, ref)
+                with self._lock:
+                    self._opened[ref.name] = index
             indexes.append(index)
         indexes.reverse()
         return indexes
 
     def chunk_indexes(self) -> list[Index]:
         """The live indexes of chunks, newest first."""
-        return self._current(lambda root: root.indexes)
+        return self.retry(lambda: self.opened(self.root.indexes))
 
     def metadata_indexes(self) -> list[Index]:
         """The live indexes of metadata objects, newest first."""
-        return self._current(lambda root: root.metadata_indexes)
+        return self.retry(lambda: self.opened(self.root.metadata_indexes))
 
-    def _current(self, choose: Callable[[Root], tuple[IndexRef, ...]]) -> list[Index]:
-        try:
-            return self.opened(choose(self.root))
-        except NotFoundError:
-            # The root moved on and gc took an index it no longer lists.
+    def retry(self, read: Callable[[], R]) -> R:
+        """What `read` returns; called again with a newer root while it raises NotFoundError.
+
+        What a root lists may be gone when there is a newer one: gc has moved or removed it. When
+        there is none, something is missing that must be there, and CorruptDataError is raised.
+        """
+        while True:
+            number = self.root.number
             try:
-                return self.opened(choose(self.refresh()))
+                return read()
             except NotFoundError as error:
-                raise CorruptDataError(
-                    f"{error.message}, which the repository lists", hint="run: mstore verify"
-                ) from error
+                if self.refresh().number == number:
+                    raise CorruptDataError(error.message, hint="run: mstore verify") from error
 
     def find(self, kind: Kind, identifier: Id) -> Entry | None:
         """Where the object `identifier` lies, or None when it is in no live index."""
@@ -99,33 +116,22 @@ class Database:
                 return entry
         return None
 
-    def require(self, kind: Kind, identifier: Id) -> Entry:
-        """Like `find`, looking once for a newer root before raising CorruptDataError."""
-        entry = self.find(kind, identifier)
-        if entry is None:
-            self.refresh()
-            entry = self.find(kind, identifier)
-        if entry is None:
-            raise CorruptDataError(
-                f"{kind.name.lower()} {identifier.hex()[:12]} is missing from the repository",
-                hint="run: mstore verify",
-            )
-        return entry
+    def read_record(self, kind: Kind, identifier: Id) -> Payload:
+        """The record of an object; raises CorruptDataError when it is missing or damaged."""
+
+        def read() -> Payload:
+            if (entry := self.find(kind, identifier)) is None:
+                what = f"{kind.name.lower()} {identifier.hex()[:12]}"
+                raise NotFoundError(f"{what} is missing from the repository")
+            return read_record(self.storage, entry)
+
+        return self.retry(read)
 
     def read_metadata(self, kind: Kind, identifier: Id) -> bytes:
         """The canonical bytes of a metadata object; raises CorruptDataError when damaged."""
-        entry = self.require(kind, identifier)
-        try:
-            found = read_record(self.storage, entry)
-        except NotFoundError:
-            self.refresh()
-            entry = self.require(kind, identifier)
-            try:
-                found = read_record(self.storage, entry)
-            except NotFoundError as error:
-                raise CorruptDataError(f"{error.message}, which the repository lists") from error
-        raw = general.decode(entry.codec, found.payload, entry.raw)
-        check_raw(entry, found.checksum, raw)
+        entry, checksum, payload = self.read_record(kind, identifier)
+        raw = general.decode(entry.codec, payload, entry.raw)
+        check_raw(entry, checksum, raw)
         return raw
 
     def commit(self, identifier: Id) -> Commit:

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstore.bulkindex import check_rows, columns, merge
-from mstore.chunkstore import Session, store_index
+from mstore.chunkstore import Session, StaleSessionError, store_index
 from mstore.database import Database
-from mstore.errors import InvalidInputError
+from mstore.errors import InvalidInputError, MstoreError
 from mstore.ids import Id, Kind
 from mstore.index import Index, IndexRef
 from mstore.ops.marks import Marks, Reached
@@ -105,15 +105,21 @@ def collect(
     if keep_last is not None and keep_last < 1:
         raise InvalidInputError("gc must keep at least one version of each branch")
     while True:
-        plan = _plan(db, db.refresh(), keep_last)
-        if dry_run:
-            return _report(plan, leftovers=0, copied=_expected_copy(plan))
-        if not plan.garbage and plan.forgotten == plan.root.forgotten:
-            copied = 0
-            break
-        with Session(db) as session:
-            condemned, copied = _rewrite(db, session, plan, progress)
-        if db.publish_once(plan.root, condemned, action="gc: condemn", author=author):
+        root, copied = db.refresh(), 0
+        try:
+            plan = _plan(db, root, keep_last)
+            if dry_run:
+                return _report(plan, leftovers=0, copied=_expected_copy(plan))
+            if not plan.garbage and plan.forgotten == root.forgotten:
+                break
+            with Session(db) as session:
+                condemned, copied = _rewrite(db, session, plan, progress)
+        except (MstoreError, StaleSessionError):
+            # What another gc moves meanwhile looks like damage: then there is a newer root.
+            if db.log.newest().number == root.number:
+                raise
+            continue
+        if db.publish_once(root, condemned, action="gc: condemn", author=author):
             break
     _delete(db, author)
     return _report(plan, leftovers=db.storage.sweep(), copied=copied)
