@@ -8,6 +8,7 @@ it is also the history of the repository itself (`reflog`, `undo`).
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,7 +115,7 @@ class RootLog:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._known = 0
+        self._known: Root | None = None
 
     def create(self, author: str) -> Root:
         """Publish the first root; raises StorageError if a repository is already here."""
@@ -143,44 +144,57 @@ class RootLog:
     def newest(self) -> Root:
         """The current root; raises NoRepositoryError when there is none."""
         for _attempt in range(_ATTEMPTS):
-            if not (number := self._newest_number()):
-                break
             try:
-                root = self.read(number)
+                root = self._following(self._known) if self._known else self._listed()
             except NotFoundError:
-                # Pruned since it was listed: then there is a newer one.
-                self._known = 0
+                # Pruned since it was listed or last seen: then there is a newer one.
+                self._known = None
                 continue
-            self._known = number
+            if root is None:
+                break
+            self._known = root
             return root
         raise NoRepositoryError(
             f"no mstore repository in {self.storage.location}", hint="make one with: mstore init"
         )
 
-    def _newest_number(self) -> int:
-        """The number of the newest root, 0 when there is none.
+    def _listed(self) -> Root | None:
+        numbers = self.numbers()
+        return self.read(max(numbers)) if numbers else None
 
-        Usually it is the one known already or one soon after it, which is quicker to find out
-        than to list them all. As roots are pruned in ascending order, a root that is there and
-        has no successor is the newest.
+    def _following(self, known: Root) -> Root | None:
+        """The newest root, seen from one that was the newest before; quicker than listing all.
+
+        Raises NotFoundError when that has been pruned. While it is still there, so is every later
+        one, because roots are pruned in ascending order; and none of them is a writer's that slept
+        (see `_is_linked`).
         """
-        if self._known and self.storage.head(root_key(self._known)):
-            for number in range(self._known, self._known + _STEPS):
-                if not self.storage.head(root_key(number + 1)):
-                    return number
-        return max(self.numbers(), default=0)
+        for number in range(known.number, known.number + _STEPS):
+            if not self.storage.head(root_key(number + 1)):
+                root = self.read(number)
+                still = root if number == known.number else self.read(known.number)
+                if still.nonce != known.nonce:
+                    raise NotFoundError(f"root {known.number} was pruned")
+                return root
+        return self._listed()
 
     def read(self, number: int) -> Root:
         """Root `number`; raises NotFoundError (pruned or never there) or CorruptDataError."""
         return decode(self.storage.get(root_key(number)), number)
 
     def history(self) -> Iterator[Root]:
-        """The roots that are kept, newest first."""
+        """The roots that are kept, newest first, each named by the one yielded before it."""
+        follower: Root | None = None
         for number in reversed(self.numbers()):
             try:
-                yield self.read(number)
+                stored = self.storage.get(root_key(number))
             except NotFoundError:
                 return
+            root = decode(stored, number)
+            # What a writer left that slept across a prune (see `_is_linked`) is no history.
+            if follower is not None and not _follows(follower, number, stored):
+                return
+            yield (follower := root)
 
     def publish(self, base: Root, changed: Root, *, action: str, author: str) -> Root | None:
         """Publish `changed` as the successor of `base`; None when somebody else was first.
@@ -188,13 +202,16 @@ class RootLog:
         The new root is durable when this returns it. Raises DurabilityError when it may not be.
         """
         try:
-            previous = identify_root(self.storage.get(root_key(base.number)))
+            stored = self.storage.get(root_key(base.number))
         except NotFoundError:
+            return None
+        if decode(stored, base.number).nonce != base.nonce:
+            # We slept across a prune, and so did another: this number was used again.
             return None
         root = replace(
             changed,
             number=base.number + 1,
-            previous=previous,
+            previous=identify_root(stored),
             nonce=os.urandom(16),
             time=now(),
             author=author,
@@ -227,24 +244,31 @@ class RootLog:
         """Whether `root` stands in the chain.
 
         A writer that slept while the log moved on and was pruned can create a number that was
-        used before. Roots are pruned in ascending order, so then the root before it is gone too.
-        If that one is gone, `root` counts only if it is the newest or its successor names it.
+        used before. Roots are pruned in ascending order, so then the root before it is gone too,
+        or is such a late one itself. If the one that `root` names is gone, `root` counts only if
+        it is the newest or its successor names it.
         """
-        if self.storage.head(root_key(root.number - 1)):
-            return True
+        with suppress(NotFoundError):
+            before = self.storage.get(root_key(root.number - 1))
+            if _follows(root, root.number - 1, before):
+                return True
         if max(self.numbers()) == root.number:
             return True
-        try:
-            successor = self.read(root.number + 1)
-            return successor.previous == identify_root(self.storage.get(root_key(root.number)))
-        except NotFoundError:
-            return False
+        with suppress(NotFoundError):
+            stored = self.storage.get(root_key(root.number))
+            return _follows(self.read(root.number + 1), root.number, stored)
+        return False
 
     def _prune(self, last: int) -> None:
         for number in self.numbers():
             if number > last:
                 return
             self.storage.delete(root_key(number))
+
+
+def _follows(root: Root, number: int, stored: bytes) -> bool:
+    """Whether `root` is the successor of the root `number` whose bytes are `stored`."""
+    return root.number == number + 1 and root.previous == identify_root(stored)
 
 
 def update(
@@ -259,7 +283,7 @@ def update(
         base = log.newest()
         try:
             changed = change(replace(base, restores=None))
-        except NotFoundError:
+        except (NotFoundError, CorruptDataError):
             # Something that this root names may be gone because there is a newer one by now.
             if log.newest().number == base.number:
                 raise
