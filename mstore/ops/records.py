@@ -30,7 +30,7 @@ from mstore.pack import (
 )
 from mstore.storage.base import Storage
 
-NOT_ITS_ID = "its content is not what its id stands for"
+NOT_ITS_ID = "has other content than its id stands for"
 
 _MAX_GAP = 64 << 10
 _FAR = 1 << 62
@@ -201,8 +201,10 @@ class Records:
 
 def fault_of(entry: Entry, error: MstoreError) -> Fault:
     """The fault that `error` tells of the record of `entry`."""
-    place = f"pack {entry.pack} at byte {entry.offset}: "
-    return Fault(*name_record(entry), error.message.removeprefix(place))
+    what, where = name_record(entry)
+    place = f"pack {entry.pack} at byte {entry.offset}"
+    problem = error.message.removeprefix(f"{place}: ").removeprefix(f"{what} in {place} ")
+    return Fault(what, where, problem)
 
 
 def name_record(entry: Entry) -> tuple[str, str]:
