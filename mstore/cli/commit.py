@@ -21,6 +21,8 @@ from mstore.ops.commit import Content, Description, Recorded, Target, record
 from mstore.ops.revisions import DEFAULT_BRANCH, check_name
 from mstore.ops.scan import Scan, open_files
 
+_WORTH_A_RATE = 1_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
@@ -168,11 +170,18 @@ def _print(call: Invocation, outcome: _Outcome) -> None:
         output.data(f"nothing to commit, {where} has the same {files}")
         return
     output.data(f"{where}: {files}, {text.size(recorded.logical)}")
-    output.data(
-        f"stored {text.size(recorded.stored)} of {text.size(recorded.logical)}, "
-        f"{text.share(recorded.stored, recorded.logical)}, in {seconds:.1f} s"
-        + (f" ({text.size(int(recorded.read / seconds))}/s)" if recorded.read else "")
-    )
+    output.data(_effort(recorded, seconds))
+
+
+def _effort(recorded: Recorded, seconds: float) -> str:
+    """What was stored, how much that is of the whole where it is a part, and how fast."""
+    said = f"stored {text.size(recorded.stored)} of {text.size(recorded.logical)}"
+    if recorded.stored <= recorded.logical:
+        said += f", {text.share(recorded.stored, recorded.logical)}"
+    said += f", in {seconds:.1f} s"
+    if recorded.read >= _WORTH_A_RATE:
+        said += f" ({text.size(int(recorded.read / seconds))}/s)"
+    return said
 
 
 def _what_was_recorded(call: Invocation, before: Mapping[str, Id]) -> str:

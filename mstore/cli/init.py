@@ -26,15 +26,17 @@ def init(call: Invocation, directory: str | None, bare: bool) -> None:
     directory. With --bare it lies in DIR itself, for others to use with --repo.
     """
     location = directory or call.options.repo or "."
+    if not repository.is_url(location):
+        location = str(Path(location).resolve())
     made = repository.init(location, bare=bare, author=call.author)
     where = made.database.storage.location
     is_bare = bare or repository.is_url(location)
     if call.json:
         output.document({"repository": where, "bare": is_bare})
         return
-    output.data(f"made an empty repository in {text.visible(where)}")
+    call.note(f"made an empty repository in {text.visible(where)}")
     if is_bare:
         call.note(f"use it with: mstore --repo {text.visible(location)} COMMAND")
     else:
-        before = "" if Path(location).absolute() == Path.cwd() else f"-C {location} "
+        before = "" if Path(location) == Path.cwd() else f"-C {location} "
         call.note(f'record a first version with: mstore {text.visible(before)}commit -m "first"')

@@ -149,7 +149,8 @@ def _report(error: BaseException) -> int:
     metavar="DIR",
     is_eager=True,
     expose_value=False,
-    callback=lambda ctx, param, value: enter(value),
+    multiple=True,
+    callback=enter,
     help="Work as if started in DIR.",
 )
 @click.pass_context

@@ -41,11 +41,13 @@ def common_options(*, hidden: bool) -> list[click.Option]:
     ]
 
 
-def enter(directory: str | None) -> None:
-    """Work as if started in `directory` (`-C`); raises NotFoundError or an OSError."""
-    if directory is None:
-        return
-    try:
-        os.chdir(directory)
-    except FileNotFoundError:
-        raise NotFoundError(f"there is no directory {directory}") from None
+def enter(_: click.Context, __: click.Parameter, directories: tuple[str, ...]) -> None:
+    """Work as if started in these (`-C`), each named from the one before.
+
+    Raises NotFoundError or an OSError.
+    """
+    for directory in directories:
+        try:
+            os.chdir(directory)
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no directory {directory}") from None

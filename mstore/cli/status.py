@@ -49,22 +49,26 @@ def _print_head(call: Invocation, found: Status) -> None:
 def _print_trouble(call: Invocation, found: Status) -> None:
     """An interrupted checkout, a branch that moved, a HEAD on no branch."""
     if found.interrupted is not None:
-        name = _revision(call, found.interrupted)
+        name = _revision(call, found.head.model, found.interrupted)
         output.data("")
         output.data(
             click.style("A checkout was interrupted", fg="red", bold=True)
             + f": files of {text.short(found.interrupted)} and of HEAD are mixed here."
         )
-        output.data(f"  finish it:     mstore checkout {name}")
-        output.data("  or take it back: mstore checkout --force HEAD")
+        output.data(f"  finish it:    mstore checkout {name}")
+        output.data("  take it back: mstore checkout --force HEAD")
     if found.moved is not None:
         output.data("")
         output.data(
             f"The branch has moved on to {text.short(found.moved)}; this directory has not."
         )
         output.data(f"  go there with: mstore checkout {text.visible(found.head.branch or '')}")
-    if found.head.branch is None:
-        output.data("Commit here onto a new branch with: mstore commit --branch NAME")
+    branches = call.db.root.refs(found.head.model).branches
+    if found.head.branch is not None:
+        if found.head.commit is None or found.head.branch in branches:
+            return
+        output.data("That branch is gone: somebody has deleted it.")
+    output.data("Commit here onto a new branch with: mstore commit --branch NAME")
 
 
 def _print_changes(found: Status) -> None:
@@ -90,9 +94,10 @@ def _print_changes(found: Status) -> None:
     )
 
 
-def _revision(call: Invocation, commit: Id) -> str:
+def _revision(call: Invocation, model: str, commit: Id) -> str:
     """How to name a commit so that a checkout ends on its branch, if it is the tip of one."""
-    names = sorted(name for name, tip in call.refs.branches.items() if tip == commit)
+    branches = call.db.root.refs(model).branches
+    names = sorted(name for name, tip in branches.items() if tip == commit)
     return names[0] if names else text.short(commit)
 
 

@@ -9,8 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 
-from mstore.ids import Id
-
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _AGES = (
@@ -42,7 +40,7 @@ def _escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else ascii(character)[1:-1]
 
 
-def short(identifier: Id) -> str:
+def short(identifier: bytes) -> str:
     """The first 12 hexadecimal digits of an id."""
     return identifier.hex()[:12]
 
