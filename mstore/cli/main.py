@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Care of the repository": {
         "stats": ("stats", "Show where the bytes go."),
         "verify": ("verify", "Look for damage."),
+        "reindex": ("reindex", "Make all indexes anew from the packs."),
         "gc": ("gc", "Delete what no branch or tag reaches."),
         "reflog": ("reflog", "Show what was done to the repository."),
         "undo": ("reflog", "Take back the last change of branches and tags."),

@@ -62,7 +62,7 @@ def _print(call: Invocation, report: VerifyReport) -> None:
         return
     output.data()
     for (what, where, problem), harmed in _by_thing(report).items():
-        output.data(click.style(f"{what} {problem}", fg="red", bold=True) + f" ({where})")
+        output.data(click.style(f"{what}: {problem}", fg="red", bold=True) + f" ({where})")
         if not any(damage.commits for damage in harmed):
             output.data("  no version is harmed")
         for damage in harmed:
@@ -72,6 +72,8 @@ def _print(call: Invocation, report: VerifyReport) -> None:
     things = len(_by_thing(report))
     output.data(click.style(f"{text.count(things, 'damage')} found", fg="red", bold=True))
     call.note("versions that are not named above are whole; keep the repository as it is")
+    if any(damage.what.startswith("index ") for damage in report.damages):
+        call.note("indexes can be made anew from the packs with: mstore reindex")
 
 
 def _by_thing(report: VerifyReport) -> dict[tuple[str, str, str], list[Damage]]:

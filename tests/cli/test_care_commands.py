@@ -228,3 +228,19 @@ def test_export_misused(first: str, mstore: Any) -> None:
     assert far.hint == f"see: mstore show {first[:12]} --tensors"
     nowhere = mstore("export", "main", "--tensor", "steps", "-o", "no/such/w.npy")
     assert nowhere.code == 1
+
+
+def test_reindex_mends_damaged_indexes(first: str, second: str, mstore: Any) -> None:
+    for index in Path(".mstore/indexes").iterdir():
+        stored = bytearray(index.read_bytes())
+        stored[-1] ^= 1
+        index.chmod(0o644)
+        index.write_bytes(stored)
+    ran = mstore("verify")
+    assert ran.code == 12
+    assert "mstore reindex" in ran.err
+    assert "records of " in mstore.ok("reindex").out
+    assert mstore.ok("verify").lines[-1] == "no damage found"
+    assert mstore.json("reindex")["damaged"] == []
+    damage_weights()
+    assert mstore.ok("reindex").code == 0
