@@ -57,13 +57,26 @@ class Figure:
         met = self.value <= self.target if self.at_most else self.value >= self.target
         return "ok" if met else "MISSED"
 
+    @property
+    def spread(self) -> str:
+        """The lowest and the highest of the runs."""
+        if not self.samples:
+            return ""
+        low, high = (_number(pick(self.samples), self.unit) for pick in (min, max))
+        return f"{low} to {high}"
+
     def cells(self) -> tuple[str, ...]:
         """Name, value, target, verdict and note, as the table shows them."""
         value = "-" if self.value is None else _number(self.value, self.unit)
         sign = "<=" if self.at_most else ">="
         target = "" if self.target is None else f"{sign} {_number(self.target, self.unit)}"
-        spread = f"{min(self.samples):.3g}-{max(self.samples):.3g}" if self.samples else ""
-        return self.name, value, target, self.verdict, "  ".join(filter(None, (spread, self.note)))
+        return (
+            self.name,
+            value,
+            target,
+            self.verdict,
+            ", ".join(filter(None, (self.note, self.spread))),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +206,7 @@ def run(title: str, measure: Callable[[Path], Iterator[Figure]]) -> None:
 
 def _line(figure: Figure) -> str:
     name, value, target, verdict, note = figure.cells()
-    return f"  {name:44} {value:>12}  {target:14} {verdict:6}  {note}".rstrip()
+    return f"  {name:44} {value:>15}  {target:18} {verdict:6}  {note}".rstrip()
 
 
 def _number(value: float, unit: str) -> str:
