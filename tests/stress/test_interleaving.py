@@ -1,0 +1,339 @@
+"""Another operation, whole, between any two steps of one operation: nothing is lost or invented.
+
+A step is one call of the storage. Every pair of operations is tried with the other one coming in
+front of step 0, 1, 2 … until the first operation has fewer steps than that.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count, product
+
+import pytest
+from harness import (
+    Arrays,
+    HookedStorage,
+    arrays,
+    check_log,
+    check_no_garbage,
+    check_whole,
+    commit,
+    copy_of,
+    one_thread,
+    same,
+    small_packs,
+)
+
+from mstore import rootlog
+from mstore.database import Database
+from mstore.errors import ConflictError, MstoreError, NotFoundError
+from mstore.ops import verify as verify_module
+from mstore.repository import Repository
+from mstore.storage.memory import MemoryStorage
+
+_numbers = count(1000)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_packs(monkeypatch)
+    one_thread(monkeypatch)
+
+
+@dataclass
+class Bench:
+    """A repository seen by two users.
+
+    `first` works through `hooked`; `second` opens the storage anew whenever it acts.
+    `acknowledged` is what must be there in the end; `gone` was the tip of a deleted branch.
+    """
+
+    inner: MemoryStorage
+    acknowledged: dict[str, Arrays]
+    gone: str
+
+    def __post_init__(self) -> None:
+        self.hooked = HookedStorage(self.inner)
+        self.first = Repository(Database.open(self.hooked))
+
+    @classmethod
+    def new(cls) -> "Bench":
+        """A repository with shared, half-dead and wholly dead packs."""
+        inner = MemoryStorage()
+        Database.create(inner, "ada")
+        bench = cls(inner, {}, "")
+        for seeds in ((1,), (1, 2), (1, 2, 3)):
+            bench.commit(bench.second, *seeds)
+        bench.gone = bench.commit(bench.second, 3, 10, 11, 12, branch="gone")
+        bench.commit(bench.second, 3, 10)
+        bench.commit(bench.second, 10, 12, 20, branch="other")
+        bench.second.delete_branch("gone")
+        del bench.acknowledged[bench.gone]
+        return bench.copy()
+
+    def copy(self) -> "Bench":
+        """Another just like it."""
+        return Bench(copy_of(self.inner), dict(self.acknowledged), self.gone)
+
+    @property
+    def second(self) -> Repository:
+        return Repository(Database.open(self.inner))
+
+    def commit(self, repo: Repository, *seeds: int, branch: str = "main") -> str:
+        content = arrays(*seeds)
+        identifier = commit(repo, content, branch=branch)
+        self.acknowledged[identifier] = content
+        return identifier
+
+    def rescue_gone(self) -> None:
+        self.acknowledged[self.gone] = arrays(3, 10, 11, 12)
+
+
+Action = Callable[[Bench], None]
+
+
+# What the first user does
+
+
+def commit_new(bench: Bench) -> None:
+    bench.commit(bench.first, 1, 2, 30, 31)
+
+
+def commit_what_is_garbage(bench: Bench) -> None:
+    """Relies on chunks that only a deleted branch had."""
+    bench.commit(bench.first, 3, 11, 12, 13)
+
+
+def collect(bench: Bench) -> None:
+    bench.first.gc()
+
+
+def load(bench: Bench) -> None:
+    for identifier, expected in bench.acknowledged.copy().items():
+        assert same(bench.first[identifier].load(), expected)
+
+
+def look_at_the_log(bench: Bench) -> None:
+    for snapshot in bench.first.log():
+        assert snapshot.files
+
+
+def verify(bench: Bench) -> None:
+    report = bench.first.verify()
+    assert report.ok, report.damages
+
+
+def tag(bench: Bench) -> None:
+    bench.first.create_tag("t", "main~1")
+
+
+def bring_back(bench: Bench) -> None:
+    bench.first.create_branch("back", bench.gone)
+    bench.rescue_gone()
+
+
+def undo(bench: Bench) -> None:
+    bench.first.undo()
+    if "gone" in bench.second.branches:
+        bench.rescue_gone()
+
+
+def delete_branch(bench: Bench) -> None:
+    deleted = bench.first.delete_branch("other")
+    bench.acknowledged.pop(deleted, None)
+
+
+# What the second user does meanwhile
+
+
+def gc_between(bench: Bench) -> None:
+    bench.second.gc()
+
+
+def forgetful_gc_between(bench: Bench) -> None:
+    repo = bench.second
+    repo.gc(keep_last=2)
+    kept = {snapshot.id for snapshot in repo.log()}
+    bench.acknowledged = {i: a for i, a in bench.acknowledged.items() if i in kept}
+
+
+def commit_between(bench: Bench) -> None:
+    bench.commit(bench.second, 1, 2, next(_numbers))
+
+
+def same_commit_elsewhere(bench: Bench) -> None:
+    """Stores the same chunks under other packs, and is collected again."""
+    repo = bench.second
+    commit(repo, arrays(1, 11, 12, 13, 30, 31, 40, 41, 42), branch="passing")
+    repo.delete_branch("passing")
+    repo.gc()
+
+
+def tag_what_is_garbage(bench: Bench) -> None:
+    with suppress(NotFoundError, ConflictError):  # unless gc was first
+        bench.second.create_tag("kept", bench.gone)
+        bench.rescue_gone()
+
+
+QUICK = {
+    (commit_new, gc_between),
+    (commit_what_is_garbage, gc_between),
+    (commit_what_is_garbage, same_commit_elsewhere),
+    (collect, gc_between),
+    (collect, commit_between),
+    (collect, tag_what_is_garbage),
+    (load, same_commit_elsewhere),
+    (tag, gc_between),
+    (commit_new, commit_between),
+    (bring_back, gc_between),
+    (undo, same_commit_elsewhere),
+}
+
+MUST_SUCCEED = [
+    *product(
+        (commit_new, commit_what_is_garbage, collect, verify, tag, delete_branch),
+        (gc_between, forgetful_gc_between, same_commit_elsewhere),
+    ),
+    *product(
+        (load, look_at_the_log),
+        (gc_between, commit_between, same_commit_elsewhere),
+    ),
+    *product((collect, verify, tag, bring_back, delete_branch), (commit_between,)),
+    (collect, tag_what_is_garbage),
+    (commit_what_is_garbage, tag_what_is_garbage),
+]
+
+MAY_CONFLICT = [
+    (commit_new, commit_between),
+    (commit_what_is_garbage, commit_between),
+    *product((bring_back, undo), (gc_between, forgetful_gc_between, same_commit_elsewhere)),
+]
+
+
+def named(pairs: list[tuple[Action, Action]]) -> list[object]:
+    return [
+        pytest.param(
+            *pair,
+            id=f"{pair[0].__name__}-{pair[1].__name__}",
+            marks=() if pair in QUICK else pytest.mark.slow,
+        )
+        for pair in pairs
+    ]
+
+
+def each_step(act: Action, other: Action) -> Iterator[tuple[Bench, Exception | None]]:
+    """Run `act` once for each of its steps, with `other` in front of it."""
+    template = Bench.new()
+    for at in count():
+        bench = template.copy()
+
+        def hook(step: int, *_: str, at: int = at, bench: Bench = bench) -> None:
+            if step == at:
+                other(bench)
+
+        problem: Exception | None = None
+        with bench.hooked.hooked(hook):
+            try:
+                act(bench)
+            except MstoreError as error:
+                problem = error
+        if bench.hooked.steps <= at:
+            assert at > 3
+            return
+        # Shown by pytest when the check fails.
+        print(f"{other.__name__} in front of step {at}: {bench.hooked.log[at]}; then {problem!r}")
+        yield bench, problem
+
+
+def check_and_go_on(bench: Bench) -> None:
+    """All is there, one more commit works, and gc then leaves nothing unexpected."""
+    repo = Repository(Database.open(bench.inner))
+    check_log(bench.inner)
+    bench.commit(repo, 50)
+    check_no_garbage(repo)
+    check_whole(bench.inner, bench.acknowledged)
+
+
+@pytest.mark.parametrize(("act", "other"), named(MUST_SUCCEED))
+def test_it_succeeds(act: Action, other: Action) -> None:
+    for bench, problem in each_step(act, other):
+        if problem is not None:
+            raise problem
+        check_and_go_on(bench)
+
+
+@pytest.mark.parametrize(("act", "other"), named(MAY_CONFLICT))
+def test_it_succeeds_or_says_why_not(act: Action, other: Action) -> None:
+    outcomes = set()
+    for bench, problem in each_step(act, other):
+        # NotFoundError: what was named is no longer known at all.
+        assert problem is None or isinstance(problem, ConflictError | NotFoundError)
+        outcomes.add(type(problem))
+        check_and_go_on(bench)
+    assert ConflictError in outcomes
+
+
+@pytest.mark.parametrize("act", [commit_new, commit_what_is_garbage, collect, load, verify])
+def test_gc_between_all_steps(act: Action) -> None:
+    """Something to collect appears, and is collected, in front of each of the first steps."""
+    bench = Bench.new()
+
+    def hook(step: int, *_: str) -> None:
+        if step < 25:
+            same_commit_elsewhere(bench)
+
+    with bench.hooked.hooked(hook):
+        act(bench)
+    check_whole(bench.inner, bench.acknowledged)
+
+
+def test_a_commit_that_gc_never_lets_through_gives_up() -> None:
+    bench = Bench.new()
+    before = dict(bench.acknowledged)
+
+    def hook(_: int, method: str, key: str) -> None:
+        if method == "put" and key.startswith("roots/"):
+            gc_between(bench)
+            bench.second.create_tag(f"t{next(_numbers)}", "main")
+            gc_between(bench)
+
+    with bench.hooked.hooked(hook), pytest.raises(ConflictError, match="garbage collections"):
+        commit_new(bench)
+    check_whole(bench.inner, before)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        commit_new,
+        pytest.param(collect, marks=pytest.mark.slow),
+        tag,
+        undo,
+        pytest.param(delete_branch, marks=pytest.mark.slow),
+    ],
+)
+def test_sleeping_past_the_kept_roots(act: Action, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In front of each step, so many roots are published that all known ones are pruned."""
+    for module in (rootlog, verify_module):
+        monkeypatch.setattr(module, "KEEP_ROOTS", 5)
+    monkeypatch.setattr(rootlog, "_PRUNE_EVERY", 2)
+
+    def sleep(bench: Bench) -> None:
+        repo = bench.second
+        for number in range(4):
+            repo.create_tag(f"nap{number}", "other")
+            repo.delete_tag(f"nap{number}")
+        bench.commit(repo, 70, branch="meanwhile")
+
+    for bench, problem in each_step(act, sleep):
+        # A sleeper may be told of a conflict with itself; what it was told is done is done.
+        assert problem is None or isinstance(problem, ConflictError | NotFoundError)
+        if act is tag and problem is None:
+            assert "t" in bench.second.tags
+        if act is undo and problem is None and "meanwhile" not in bench.second.branches:
+            # It took back what came last, which was the other's commit.
+            bench.second.undo(to=bench.second.database.root.number - 1)
+        repo = bench.second
+        for identifier, expected in bench.acknowledged.items():
+            assert same(repo[identifier].load(), expected)
+        assert repo.verify().ok
