@@ -103,16 +103,11 @@ class Commands(click.Group):
     def _run(self, args: list[str]) -> int:
         """Run the command line; returns the exit code."""
         try:
-            try:
-                with self.make_context("mstore", args) as context:
-                    self.invoke(context)
-                code = 0
-            except click.exceptions.Exit as ended:
-                code = ended.exit_code
-            # Here, so that what cannot be written out is an error like any other.
-            if sys.stdout is not None:
-                sys.stdout.flush()
-            return code
+            with self.make_context("mstore", args) as context:
+                self.invoke(context)
+            return 0
+        except click.exceptions.Exit as ended:
+            return ended.exit_code
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 # Once is enough: a second Ctrl-C would only cut the last words short.

@@ -114,7 +114,8 @@ def mstore() -> Mstore:
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mstore: Mstore) -> Path:
     """A directory of model files, which is the current one."""
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.delenv("MSTORE_DEBUG", raising=False)
+    for variable in ("MSTORE_DEBUG", "PYTHONUNBUFFERED"):
+        monkeypatch.delenv(variable, raising=False)
     # Not what these tests are about, and most of their time.
     monkeypatch.setattr(os, "fsync", lambda _: None)
     folder = tmp_path / "work"

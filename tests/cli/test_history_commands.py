@@ -95,6 +95,33 @@ def test_log_graph(first: str, second: str, mstore: Any) -> None:
     assert refused.code == 2
 
 
+def test_a_graph_has_parents_after_all_children_whatever_their_clocks_say(
+    first: str, mstore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def history(*_: object, exact: bool, **__: object) -> list[object]:
+        asked.append(exact)
+        return []
+
+    monkeypatch.setattr("mstore.cli.log.history", history)
+    mstore.ok("log", "--graph")
+    mstore.ok("log")
+    assert asked == [True, False]
+
+
+def test_the_branch_that_head_is_on_comes_first(first: str, mstore: Any) -> None:
+    mstore.ok("branch", "alpha")
+    assert mstore.ok("log").lines[0] == f"commit {first[:12]} (HEAD -> main, alpha)"
+
+
+def test_log_of_another_model_does_not_begin_at_head(first: str, second: str, mstore: Any) -> None:
+    mstore.ok("--model", "bert", "tag", "v1", first)
+    assert mstore.ok("--model", "bert", "log", "--oneline").lines == [
+        f"{first[:12]} (tag: v1) first loss=0.5"
+    ]
+
+
 def test_nothing_from_a_repository_reaches_the_terminal_as_it_is(first: str, mstore: Any) -> None:
     Path("evil\x1b]0;title\x07[red].txt").write_text("x")
     mstore.commit(
@@ -150,6 +177,11 @@ def test_show_json(first: str, work: Path, mstore: Any) -> None:
     header = model["bytes_stored"] - sum(tensor["bytes_stored"] for tensor in shown["tensors"])
     assert 0 < header < 400
     assert tensors["steps"]["shape"] == []
+
+
+def test_stored_sizes_add_up_to_what_stats_says(first: str, mstore: Any) -> None:
+    files = mstore.json("show")["files"]
+    assert sum(file["bytes_stored"] for file in files) == mstore.json("stats")["bytes_encoded"]
 
 
 def test_a_stored_size_counts_every_chunk(first: str, mstore: Any) -> None:

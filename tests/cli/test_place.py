@@ -24,6 +24,13 @@ def test_a_bare_repository_from_within(tmp_path: Path) -> None:
     assert (place.directory, place.storage.location) == (None, str(tmp_path / "store"))
 
 
+def test_a_working_directory_may_have_a_folder_called_roots(tmp_path: Path) -> None:
+    init(tmp_path)
+    (tmp_path / "roots").mkdir()
+    (tmp_path / "roots" / "1").touch()
+    assert find_place(None, tmp_path).directory == tmp_path
+
+
 def test_a_folder_called_roots_does_not_make_a_repository(tmp_path: Path) -> None:
     (tmp_path / "roots").mkdir()
     (tmp_path / "roots" / "oak.bin").touch()
