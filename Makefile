@@ -30,8 +30,8 @@ test-slow: $(READY) ## run the slow tests: long matrices
 	@$(PYTEST) -m slow
 
 lint: $(READY) ## check style and formatting
-	@$(BIN)/ruff check --quiet
-	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/ruff check --quiet mstore tests
+	@$(BIN)/ruff format --check --quiet mstore tests
 
 types: $(READY) ## check types
 	@$(BIN)/mypy --no-error-summary
