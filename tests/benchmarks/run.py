@@ -51,7 +51,8 @@ def _run(name: str, model: Path) -> dict:
         found = Path(directory) / "figures.json"
         script = HERE / f"bench_{name}.py"
         command = [sys.executable, script, "--model", model, "--json", found]
-        subprocess.run(command, check=True)
+        if subprocess.run(command, check=False).returncode != 0:
+            sys.exit(f"bench_{name}.py could not finish")
         return json.loads(found.read_text())
 
 
