@@ -14,6 +14,9 @@ from mstore.errors import InvalidInputError
 DEFAULT_CHUNK_SIZE = 1 << 20
 """Bytes in a chunk of a tensor, unless the repository says otherwise."""
 
+MAX_CHUNK_SIZE = 64 << 20
+"""The largest chunk that may be asked for: some of them are in memory at once."""
+
 SMALLEST, AVERAGE, LARGEST = 16 << 10, 64 << 10, 256 << 10
 """Bytes in a chunk of opaque content. Changing one of these, or the gear table behind them, makes
 nothing unreadable, but new versions of a file no longer share chunks with the old ones."""
@@ -22,8 +25,10 @@ nothing unreadable, but new versions of a file no longer share chunks with the o
 def piece_size(dtype: DType, chunk_size: int) -> int:
     """Bytes in a piece of a tensor: the most whole elements that fit in `chunk_size`.
 
-    Raises InvalidInputError when not even one does.
+    Raises InvalidInputError when not even one does, or when `chunk_size` is too large.
     """
+    if chunk_size > MAX_CHUNK_SIZE:
+        raise InvalidInputError(f"chunks of {chunk_size} bytes are too large; at most 64 MiB")
     size = chunk_size // dtype.itemsize * dtype.itemsize
     if size <= 0:
         raise InvalidInputError(

@@ -154,10 +154,6 @@ class Session:
         shelf.claimed.add(identifier)
         return identifier
 
-    def rely_on(self, chunk_ids: bytes) -> None:
-        """Have `publish` check that these chunks (ids one after the other) are still there."""
-        self._chunks.relied += chunk_ids
-
     def put_later(self, key: str, parts: Sequence[Buffer]) -> None:
         """Store a pack in the background; few at once, so that memory stays bounded."""
         if len(self._puts) >= _PUTS_AT_ONCE:

@@ -9,8 +9,8 @@ from threading import Lock
 from typing import TypeVar
 
 from mstore.codecs import general
-from mstore.errors import CorruptDataError, NotFoundError
-from mstore.ids import Id, Kind
+from mstore.errors import CorruptDataError, MstoreError, NotFoundError
+from mstore.ids import Id, Kind, identify
 from mstore.index import Index, IndexRef
 from mstore.objects import Commit, Manifest, Snapshot
 from mstore.pack import Entry, Payload, check_raw, read_record
@@ -20,7 +20,8 @@ from mstore.storage.base import Storage
 R = TypeVar("R")
 T = TypeVar("T", Commit, Snapshot, Manifest)
 
-_CACHED_OBJECTS = 4096
+_CACHED_BYTES = 8 << 20
+"""Stored bytes of the objects kept in memory, where they take some ten times as much."""
 
 
 class Database:
@@ -33,6 +34,7 @@ class Database:
         self._lock = Lock()
         self._opened: dict[str, Index] = {}
         self._cache: dict[Id, Commit | Snapshot | Manifest] = {}
+        self._cached_bytes = 0
 
     @classmethod
     def open(cls, storage: Storage) -> "Database":
@@ -130,8 +132,15 @@ class Database:
     def read_metadata(self, kind: Kind, identifier: Id) -> bytes:
         """The canonical bytes of a metadata object; raises CorruptDataError when damaged."""
         entry, checksum, payload = self.read_record(kind, identifier)
-        raw = general.decode(entry.codec, payload, entry.raw)
-        check_raw(entry, checksum, raw)
+        try:
+            raw = general.decode(entry.codec, payload, entry.raw)
+            check_raw(entry, checksum, raw)
+            # A checksum proves that nothing broke; only the id proves that nobody forged it.
+            if identify(kind, raw) != identifier:
+                raise CorruptDataError("it is not what its id says")
+        except MstoreError as error:
+            name = f"{kind.name.lower()} {identifier.hex()[:12]}"
+            raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
         return raw
 
     def commit(self, identifier: Id) -> Commit:
@@ -145,6 +154,10 @@ class Database:
     def manifest(self, identifier: Id) -> Manifest:
         """The manifest called `identifier`."""
         return self._object(Kind.MANIFEST, identifier, Manifest)
+
+    def chunk_ids(self, manifest: Id) -> bytes:
+        """The ids of all chunks of a manifest, one after the other; nothing is kept in memory."""
+        return Manifest.decode_chunk_ids(self.read_metadata(Kind.MANIFEST, manifest))
 
     def commits_with_prefix(self, prefix: str) -> list[Id]:
         """The ids of all commits that start with the hexadecimal digits `prefix`."""
@@ -182,8 +195,12 @@ class Database:
         cached = self._cache.get(identifier)
         if isinstance(cached, what):
             return cached
-        thing = what.decode(self.read_metadata(kind, identifier))
-        if len(self._cache) >= _CACHED_OBJECTS:
-            self._cache.clear()
-        self._cache[identifier] = thing
+        raw = self.read_metadata(kind, identifier)
+        thing = what.decode(raw)
+        with self._lock:
+            if self._cached_bytes + len(raw) > _CACHED_BYTES:
+                self._cache.clear()
+                self._cached_bytes = 0
+            self._cache[identifier] = thing
+            self._cached_bytes += len(raw)
         return thing

@@ -98,6 +98,7 @@ class Ingest:
         self.threads = threads or default_threads()
         self.chunk_size = chunk_size
         self.progress = progress
+        self._open: set[Source] = set()
         self._local = threading.local()
 
     def store(self, files: Iterable[FileToStore]) -> Iterator[tuple[FileToStore, Manifest]]:
@@ -118,6 +119,10 @@ class Ingest:
             finally:
                 for _, future in waiting:
                     future.cancel()
+                pool.shutdown()
+                for source in self._open:
+                    source.close()
+                self._open.clear()
 
     def _batches(self, files: Iterable[FileToStore]) -> Iterator[_Batch]:
         batch: _Batch = []
@@ -134,6 +139,8 @@ class Ingest:
 
     def _pieces(self, files: Iterable[FileToStore]) -> Iterator[_Piece | _File]:
         for file in files:
+            # After an error nobody else would close what is still being read.
+            self._open.add(file.source)
             state = _File(file)
             for segment in file.layout.segments:
                 tensor = segment.tensor
@@ -186,6 +193,7 @@ class Ingest:
         for item in batch:
             if isinstance(item, _File):
                 item.file.source.finish()
+                self._open.discard(item.file.source)
                 yield item.file, item.manifest()
                 continue
             identifier, record = next(stored)

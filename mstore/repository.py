@@ -6,12 +6,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from mstore.author import default_author, local_zone
+from mstore.checks import MetadataValue, check_path
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.database import Database
 from mstore.errors import InvalidInputError, NoRepositoryError, NotFoundError
 from mstore.ids import Id
 from mstore.ingest import FileToStore
-from mstore.objects import MetadataValue, check_path
 from mstore.ops import gc as gc_op
 from mstore.ops import refs as refs_op
 from mstore.ops.commit import Content, Description, Target, record
@@ -294,6 +294,10 @@ def _content(content: object, path: str | None, progress: Progress) -> Content:
 
 def _files_content(path: Path, progress: Progress) -> Content:
     if path.is_dir():
+        if (path / "roots").is_dir() and (path / "packs").is_dir():
+            raise InvalidInputError(
+                f"{path} is itself a repository", hint="commit a directory of model files"
+            )
         found = Scan(path).files()
         directory = path
     elif path.exists():

@@ -15,9 +15,11 @@ from typing import Any
 import xxhash
 import zstandard
 
+from mstore.checks import check_text
 from mstore.errors import (
     CorruptDataError,
     DurabilityError,
+    InvalidInputError,
     MstoreError,
     NoRepositoryError,
     NotFoundError,
@@ -129,7 +131,7 @@ class RootLog:
             repository=os.urandom(16).hex(),
             models={},
         )
-        if self.numbers() or not self.storage.put(root_key(1), [encode(root)]):
+        if self.numbers() or not self.storage.put(root_key(1), [_checked(root)]):
             raise StorageError(f"there is already a repository in {self.storage.location}")
         return root
 
@@ -218,7 +220,7 @@ class RootLog:
             action=action,
         )
         try:
-            created = self.storage.put(root_key(root.number), [encode(root)])
+            created = self.storage.put(root_key(root.number), [_checked(root)])
         except DurabilityError:
             raise
         except StorageError:
@@ -309,7 +311,7 @@ def encode(root: Root) -> bytes:
     body = pack(
         {
             "action": root.action,
-            "author": root.author,
+            "author": check_text("author", root.author),
             "condemned": sorted(root.condemned),
             "doomed": sorted(root.doomed),
             "forgotten": sorted(root.forgotten),
@@ -331,6 +333,16 @@ def encode(root: Root) -> bytes:
     head = _MAGIC + FORMAT_VERSION.to_bytes(4, "little")
     checksum = xxhash.xxh3_64_intdigest(head + payload)
     return head + checksum.to_bytes(8, "little") + payload
+
+
+def _checked(root: Root) -> bytes:
+    """The bytes of a root that are known to decode: a bad one would lock everybody out."""
+    stored = encode(root)
+    try:
+        decode(stored, root.number)
+    except CorruptDataError as error:
+        raise InvalidInputError(f"this cannot be recorded: {error.message}") from error
+    return stored
 
 
 def decode(stored: bytes, number: int) -> Root:

@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 
 from mstore import objects
+from mstore.checks import MetadataValue
 from mstore.chunkreader import ChunkReader, MemorySink, Wanted
 from mstore.database import Database
 from mstore.errors import InvalidInputError, NotFoundError
 from mstore.formats.safetensors import read_metadata
 from mstore.ids import Id
 from mstore.numpy_dtypes import Array
-from mstore.objects import FileEntry, Manifest, MetadataValue
+from mstore.objects import FileEntry, Manifest
 from mstore.ops.checkout import whole_file, write_out
 from mstore.structure import restore
 from mstore.tensors import TensorView, read_whole
@@ -52,6 +53,8 @@ class FileView:
 
         Raises CorruptDataError when a chunk is damaged.
         """
+        if offset < 0 or (length is not None and length < 0):
+            raise InvalidInputError(f"cannot read {length} bytes from byte {offset} of {self.path}")
         stop = self.size if length is None else min(self.size, offset + length)
         wanted = whole_file(self.manifest)
         ends = wanted.positions + wanted.lengths

@@ -28,11 +28,14 @@ class Source(ABC):
 
     @abstractmethod
     def view(self, offset: int, length: int, scratch: memoryview) -> memoryview:
-        """Exactly these bytes: read into `scratch`, or a view of memory that stays as it is."""
+        """Exactly these bytes: in `scratch`, or a view of memory that nobody changes."""
 
     @abstractmethod
     def finish(self) -> None:
         """Release the source; raises ConflictError if it changed since it was opened."""
+
+    def close(self) -> None:  # noqa: B027
+        """Release the source without another look at it; there may be nothing to release."""
 
     def read(self, offset: int, length: int) -> bytes:
         """At most `length` bytes from `offset`; fewer only where the file ends."""
@@ -64,8 +67,11 @@ class FileSource(Source):
             time.sleep((_CLOCK_TICK_NS - age) / 1e9)
         self._content: bytes | None = None
         if self.size <= _SMALL:
-            self._content = self.read(0, self.size)
-            self.finish()
+            try:
+                self._content = self.read(0, self.size)
+                self.finish()
+            finally:
+                self.close()
 
     @property
     def size(self) -> int:
@@ -99,7 +105,7 @@ class FileSource(Source):
             raise self._changed()
 
     def close(self) -> None:
-        """Release the file without another look at it."""
+        """Release the file without another look at it; harmless when it is closed already."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -112,7 +118,11 @@ class FileSource(Source):
 
 
 class BufferSource(Source):
-    """Buffers in memory, one after the other, as if they were a file."""
+    """Buffers in memory, one after the other, as if they were a file.
+
+    Bytes are handed out as copies: the owner of an array may go on changing it, and a chunk must
+    not be hashed as one thing and stored as another.
+    """
 
     def __init__(self, buffers: Sequence[memoryview]) -> None:
         self._buffers = [buffer for buffer in buffers if len(buffer)]
@@ -128,11 +138,9 @@ class BufferSource(Source):
         return self._size
 
     def view(self, offset: int, length: int, scratch: memoryview) -> memoryview:
-        """These bytes; without copying when they lie in one buffer."""
+        """A copy of these bytes in `scratch`."""
         number = bisect_right(self._starts, offset) - 1
         start = offset - self._starts[number] if number >= 0 else 0
-        if number >= 0 and start + length <= len(self._buffers[number]):
-            return self._buffers[number][start : start + length]
         done = 0
         while done < length:
             piece = self._buffers[number][start : start + length - done]

@@ -81,8 +81,10 @@ class TensorView:
         """Part of the tensor, as the same index gives of the array; reads only what it needs."""
         if not self._lies_as_in_numpy():
             return self.numpy()[index]
-        if isinstance(index, list | np.ndarray) and self._tensor.order == "C":
-            return self._read_rows(np.asarray(index))
+        if isinstance(index, list | np.ndarray) and self._tensor.order == "C" and self.shape:
+            rows = np.asarray(index, None if len(index) else np.int64)
+            if rows.ndim == 1 and rows.dtype.kind in "iub":
+                return self._read_rows(rows)
         if (ranges := self._as_ranges(index)) is None:
             return self.numpy()[index]
         picked, dropped = ranges

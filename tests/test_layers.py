@@ -16,7 +16,7 @@ MAX_LINES = 420
 # Lowest first. A name stands for the module, or for the package with all in it. `mstore` itself is
 # the package's __init__, which imports what it offers only when asked.
 LAYERS: list[set[str]] = [
-    {"errors", "ids", "dtypes", "layout", "strictjson", "numpy_dtypes", "version"},
+    {"checks", "errors", "ids", "dtypes", "layout", "strictjson", "numpy_dtypes", "version"},
     {"storage", "formats", "codecs", "chunking"},
     {"pack", "index", "objects", "rootlog"},
     {"bulkindex", "database"},

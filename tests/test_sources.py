@@ -25,11 +25,11 @@ def test_buffers_read_like_one_file(parts: list[bytes], offset: int, length: int
     source.finish()
 
 
-def test_a_view_inside_one_buffer_is_not_copied() -> None:
+def test_a_view_does_not_change_with_the_buffer() -> None:
     data = bytearray(b"0123456789")
     view = BufferSource([memoryview(b"ab"), memoryview(data)]).view(3, 4, memoryview(bytearray(4)))
     data[1:5] = b"xxxx"
-    assert bytes(view) == b"xxxx"
+    assert bytes(view) == b"1234"
 
 
 @pytest.fixture(params=[10, LARGE])

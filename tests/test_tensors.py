@@ -152,3 +152,13 @@ def test_what_is_read_may_be_written_to() -> None:
     whole = tensor.numpy()
     whole += 1
     assert not tensor.numpy().any()
+
+
+def test_masks_and_lists_of_every_shape() -> None:
+    array = np.arange(24, dtype=np.float32).reshape(6, 4)
+    tensor, _ = stored(array)
+    rows = np.array([[0, 5], [3, 3]])
+    for index in (array > 5, [], rows, np.array([], int), np.zeros(6, np.bool_), [[0, 1], [2, 3]]):
+        np.testing.assert_array_equal(tensor[index], array[index])
+    with pytest.raises(IndexError):
+        tensor[np.array([1.5])]

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from mstore.author import local_zone
+from mstore.checks import MetadataValue, check_metadata
 from mstore.cli import output, text
 from mstore.cli.failures import InterruptionError, Misuse
 from mstore.cli.invocation import Invocation, command
@@ -16,7 +17,6 @@ from mstore.cli.place import inside
 from mstore.cli.progress import progress
 from mstore.errors import ConflictError, InvalidInputError, MstoreError
 from mstore.ids import Id
-from mstore.objects import MetadataValue, check_metadata
 from mstore.ops.commit import Content, Description, Recorded, Target, record
 from mstore.ops.revisions import DEFAULT_BRANCH, check_name
 from mstore.ops.scan import Scan, open_files

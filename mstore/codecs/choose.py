@@ -21,6 +21,9 @@ from mstore.errors import UnsupportedVersionError
 _SAMPLE_RUNS = 4
 _SAMPLE_RUN = 4 << 10
 
+# Below so many bytes the tables of byte planes cost what they save, and the calls more than both.
+_TINY = 512
+
 
 class Decoder:
     """Decodes payloads of all codecs that need no base. One per thread: it owns scratch memory."""
@@ -84,6 +87,8 @@ class Encoder:
         constant = _attempt(self._constant, raw, dtype, len(raw))
         if constant is not None:
             return constant
+        if len(raw) < _TINY:
+            return _attempt(self._zstd, raw, dtype, len(raw))
         planes = _attempt(self._planes, raw, dtype, len(raw))
         limit = planes.stored if planes else len(raw)
         if self._zstd_estimate(raw) < limit:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from mstore.checks import MetadataValue
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.chunkstore import Session, StaleSessionError
 from mstore.database import Database
 from mstore.errors import ConflictError
 from mstore.ids import Id
 from mstore.ingest import FileToStore, Ingest
-from mstore.objects import Commit, FileEntry, MetadataValue, Snapshot
+from mstore.objects import Commit, FileEntry, Snapshot
 from mstore.ops.reachable import with_rescued
 from mstore.rootlog import Root, now
 
@@ -147,6 +148,11 @@ def move_branch(db: Database, root: Root, target: Target, commit: Id) -> Root:
         raise ConflictError(
             f"branch {target.branch} exists already, at {tip.hex()[:12]}; nothing was recorded",
             hint="choose another name with --branch",
+        )
+    if tip is None and target.branch in refs.tags:
+        raise ConflictError(
+            f"there is a tag called {target.branch} already; nothing was recorded",
+            hint="choose another name for the branch",
         )
     if tip != target.tip:
         raise ConflictError(

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from mstore.bulkindex import check_rows, columns, merge
 from mstore.chunkstore import Session, StaleSessionError, store_index
 from mstore.database import Database
-from mstore.errors import InvalidInputError, MstoreError
+from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, MstoreError
 from mstore.ids import Id, Kind
 from mstore.index import Index, IndexRef
 from mstore.ops.marks import Marks, Reached
 from mstore.pack import RECORD_HEADER_SIZE, pack_key, read_record
 from mstore.rootlog import Root
 
+_ATTEMPTS = 20
 _MIN_LIVE = 0.5
 _SMALL_PACK = 4 << 20
 _MANY_SMALL_PACKS = 16
@@ -104,7 +105,7 @@ def collect(
     """
     if keep_last is not None and keep_last < 1:
         raise InvalidInputError("gc must keep at least one version of each branch")
-    while True:
+    for _attempt in range(_ATTEMPTS):
         root, copied = db.refresh(), 0
         try:
             plan = _plan(db, root, keep_last)
@@ -121,6 +122,11 @@ def collect(
             continue
         if db.publish_once(root, condemned, action="gc: condemn", author=author):
             break
+    else:
+        raise ConflictError(
+            f"others recorded something during each of {_ATTEMPTS} attempts; nothing was deleted",
+            hint="run gc again when less is committed",
+        )
     _delete(db, author)
     return _report(plan, leftovers=db.storage.sweep(), copied=copied)
 
@@ -197,7 +203,12 @@ def _lost_commits(db: Database, marks: Marks) -> Iterable[LostCommit]:
         dead = ~mask & (columns(index)[1]["kind"] == Kind.COMMIT)
         for row in np.flatnonzero(dead):
             identifier = index.entry(int(row)).id
-            commit = db.commit(identifier)
+            try:
+                commit = db.commit(identifier)
+            except CorruptDataError:
+                # It goes anyway; that it is damaged must not keep the garbage here.
+                yield LostCommit(identifier, 0, "(unreadable)")
+                continue
             yield LostCommit(identifier, commit.time, commit.message)
 
 

@@ -83,7 +83,7 @@ class Reached:
         for entry in self.db.snapshot(snapshot).files.values():
             if self._is_new(entry.manifest):
                 self._mark(Kind.COMMIT, entry.manifest)
-                self._mark(Kind.CHUNK, self.db.manifest(entry.manifest).chunk_ids())
+                self._mark(Kind.CHUNK, self.db.chunk_ids(entry.manifest))
 
     def _is_new(self, identifier: Id) -> bool:
         new = identifier not in self._seen

@@ -68,7 +68,7 @@ def _closure(db: Database, commits: Iterable[Id], reached: set[Id]) -> _Closure:
             if entry.manifest not in seen:
                 seen.add(entry.manifest)
                 closure.metadata += entry.manifest
-                closure.chunks += db.manifest(entry.manifest).chunk_ids()
+                closure.chunks += db.chunk_ids(entry.manifest)
     return closure
 
 

@@ -18,6 +18,7 @@ def create_branch(db: Database, model: str, name: str, commit: Id, *, author: st
 
     def change(root: Root) -> Root:
         refs = root.refs(model)
+        _refuse_taken("tag", name, refs.tags)
         if name in refs.branches:
             raise ConflictError(
                 f"branch {name} exists already, at {refs.branches[name].hex()[:12]}",
@@ -36,6 +37,7 @@ def create_tag(db: Database, model: str, name: str, commit: Id, *, author: str) 
 
     def change(root: Root) -> Root:
         refs = root.refs(model)
+        _refuse_taken("branch", name, refs.branches)
         if name in refs.tags:
             raise ConflictError(
                 f"tag {name} exists already, at {refs.tags[name].hex()[:12]}",
@@ -103,14 +105,34 @@ def _root_to_restore(db: Database, root: Root, to: int | None) -> Root:
         except NotFoundError:
             raise NotFoundError(f"root {to} is no longer kept", hint="see: mstore reflog") from None
     roots = {kept.number: kept for kept in db.log.history()}
-    # A root made by an undo stands for the root it restored: what lies between is undone already.
-    position = root.number
-    while (restored := roots.get(position, root).restores) is not None and restored < position:
-        position = restored
+    position = _origin(roots, root.number)
     for number in sorted(roots, reverse=True):
         if number < position and roots[number].models != root.models:
             return roots[number]
     raise NotFoundError("there is nothing to undo", hint="see: mstore reflog")
+
+
+def _refuse_taken(kind: str, name: str, names: Mapping[str, Id]) -> None:
+    """One name for a branch and a tag would leave it open which of them a revision means."""
+    if name in names:
+        raise ConflictError(f"there is a {kind} called {name} already", hint="choose another name")
+
+
+def _origin(roots: Mapping[int, Root], number: int) -> int:
+    """The number of the operation that first made the refs as they are in root `number`.
+
+    A root made by an undo stands for the root it restored, for what lies between is undone
+    already; and one that left the refs as they were (gc) stands for the one before it.
+    """
+    while number in roots:
+        root, before = roots[number], roots.get(number - 1)
+        if root.restores is not None and root.restores < number:
+            number = root.restores
+        elif before is not None and before.models == root.models:
+            number -= 1
+        else:
+            break
+    return number
 
 
 def _there(names: Mapping[str, Id], kind: str, name: str) -> Id:

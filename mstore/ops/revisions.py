@@ -13,8 +13,8 @@ DEFAULT_BRANCH = "main"
 
 _NAME = re.compile(r"[^\s\x00-\x20\x7f~^:*?\[\\]+")
 _HEX = re.compile(r"[0-9a-f]{4,64}")
-_STEP = re.compile(r"\^|~(\d*)")
-_SPLIT = re.compile(r"([^~^]+)((?:\^|~\d*)*)")
+_STEP = re.compile(r"\^|~(\d*)", re.ASCII)
+_SPLIT = re.compile(r"([^~^]+)((?:\^|~\d{0,9})*)", re.ASCII)
 
 
 def check_name(kind: str, name: str) -> str:

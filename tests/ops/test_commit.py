@@ -1,5 +1,6 @@
 """Recording versions: dedup, what is stored, conflicts, files that change, gc beside it."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,3 +231,54 @@ def test_a_file_on_disk_that_is_written_to(db: Database, tmp_path: Path) -> None
 
     with pytest.raises(ConflictError, match="changed while it was read"):
         record(db, Target("default", "main", None, ()), Content(files, {}), Description("Ada"))
+
+
+def test_an_array_that_changes_while_it_is_committed_spoils_no_chunk(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is stored under an id must be what the id was made of, whoever writes to the array."""
+    from mstore import ingest
+
+    data = bytearray(noise(1 << 20))
+    before = bytes(data)
+    identify = ingest.identify
+
+    def identify_then_change(kind: object, raw: memoryview) -> Id:
+        identifier = identify(kind, raw)  # type: ignore[arg-type]
+        data[:100] = bytes(100)
+        return identifier
+
+    monkeypatch.setattr(ingest, "identify", identify_then_change)
+    first = commit(db, {"live": data})  # type: ignore[dict-item]
+    monkeypatch.undo()
+    assert Repository(db).verify().ok
+    second = commit(db, {"again": before}, first.id)
+    assert Repository(db)[second.id.hex()].files["again"].read() == before
+
+
+def test_no_file_stays_open_after_an_error(db: Database, tmp_path: Path) -> None:
+    from mstore.ops.scan import Scan, open_files
+
+    for number in range(4):
+        (tmp_path / f"f{number}").write_bytes(noise(600_000, number))
+    found = Scan(tmp_path).files()
+
+    def interrupted(done: int) -> None:
+        raise KeyboardInterrupt
+
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            record(
+                db, Target("default", "main", None, ()),
+                Content(lambda: open_files(tmp_path, found, []), {}), Description("Ada"),
+                progress=interrupted,
+            )  # fmt: skip
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_chunks_that_are_too_large_are_refused(repo: Repository) -> None:
+    for size in (1 << 40, 1 << 63):
+        with pytest.raises(InvalidInputError, match="too large"):
+            repo.commit({"w": np.zeros(4)}, chunk_size=size)
+    assert repo.commit({"w": np.zeros(4)}, chunk_size=64 << 20).load()

@@ -6,6 +6,7 @@ import pytest
 from mstore import chunkstore
 from mstore.database import Database
 from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, NotFoundError
+from mstore.ids import Kind
 from mstore.ops import gc
 from mstore.repository import Repository
 from mstore.storage.memory import MemoryStorage
@@ -237,3 +238,44 @@ def test_a_reader_with_an_old_root_finds_moved_chunks(repo: Repository) -> None:
     repo.gc()
     np.testing.assert_array_equal(snapshot.tensors["shared"], shared)
     assert reader["main"].message == ""
+
+
+def test_a_damaged_dead_commit_does_not_keep_the_garbage(repo: Repository) -> None:
+    repo.commit({"a": noise(1000, 1)})
+    lost = repo.commit({"b": noise(1000, 2)}, branch="side")
+    repo.delete_branch("side")
+    storage = repo.database.storage
+    entry = repo.database.find(Kind.COMMIT, bytes.fromhex(lost.id))
+    assert entry is not None
+    data = bytearray(storage.get(f"packs/{entry.pack}"))
+    data[entry.offset + 70] ^= 0xFF
+    storage.delete(f"packs/{entry.pack}")
+    storage.put(f"packs/{entry.pack}", [data])
+    again = Repository(Database.open(storage))
+    (one,) = again.gc().lost
+    assert (one.id.hex(), one.message) == (lost.id, "(unreadable)")
+    assert again.verify().ok
+
+
+def test_gc_gives_up_when_others_never_pause(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo.commit({"a": noise(1000, 1)})
+    repo.commit({"b": noise(1000, 2)}, branch="side")
+    repo.delete_branch("side")
+    other = Repository(Database.open(repo.database.storage))
+    plan, plans = gc._plan, []
+
+    def busy(db: Database, root: object, keep: object) -> object:
+        made = plan(db, root, keep)  # type: ignore[arg-type]
+        plans.append(other.commit({"a": float(len(plans))}))
+        return made
+
+    monkeypatch.setattr(gc, "_plan", busy)
+    with pytest.raises(ConflictError, match="nothing was deleted"):
+        repo.gc()
+    assert len(plans) == gc._ATTEMPTS
+    monkeypatch.undo()
+    assert repo.verify().ok
+    repo.gc()
+    assert len(list(repo.log("main"))) == gc._ATTEMPTS + 1

@@ -227,3 +227,53 @@ def test_a_lost_commit_can_be_named_until_gc(repo: Repository) -> None:
     repo.gc()
     with pytest.raises(NotFoundError):
         repo.create_branch("back", lost.id[:8])
+
+
+def test_undo_goes_on_behind_a_gc(repo: Repository) -> None:
+    first, second, _ = commits(repo)
+    repo.undo()
+    repo.gc()
+    assert repo["main"] == second
+    repo.undo()
+    assert repo["main"] == first
+    repo.gc()
+    repo.undo()
+    assert not repo.branches
+    with pytest.raises(NotFoundError, match="nothing to undo"):
+        repo.undo()
+
+
+def test_a_name_is_a_branch_or_a_tag(repo: Repository) -> None:
+    commits(repo, 2)
+    repo.create_tag("v1")
+    repo.create_branch("side")
+    with pytest.raises(ConflictError, match="tag called v1"):
+        repo.create_branch("v1", "main~1")
+    with pytest.raises(ConflictError, match="branch called side"):
+        repo.create_tag("side")
+    with pytest.raises(ConflictError, match="tag called v1"):
+        repo.commit({"a": 9.0}, branch="v1")
+
+
+def test_a_huge_number_of_steps_is_no_revision(repo: Repository) -> None:
+    commits(repo, 1)
+    for revision in ("main~" + "9" * 5000, "main~999999999", "main~\u0663"):
+        with pytest.raises((NotFoundError, InvalidInputError)):
+            repo[revision]
+
+
+@pytest.mark.parametrize("author", [5, "\ud800", None])
+def test_an_author_that_cannot_be_recorded_locks_nobody_out(
+    repo: Repository, author: object
+) -> None:
+    commits(repo, 1)
+    if author is not None:
+        with pytest.raises(InvalidInputError, match="author"):
+            repo.create_tag("x", author=author)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="author"):
+            repo.commit({"a": 5.0}, author=author)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="message"):
+        repo.commit({"a": 5.0}, message=author if author is not None else None)  # type: ignore[arg-type]
+    again = Repository(type(repo.database).open(repo.database.storage))
+    assert again["main"].message == "main0"
+    assert again.verify().ok
