@@ -22,7 +22,7 @@ _SAMPLE_RUNS = 4
 _SAMPLE_RUN = 4 << 10
 
 # Below so many bytes the tables of byte planes cost what they save, and the calls more than both.
-_TINY = 512
+_TINY = 2048
 
 
 class Decoder:
