@@ -1,9 +1,10 @@
-"""The state of a working directory besides its files: what it shows, and an unfinished checkout.
+"""The state of a working directory besides its files: what it shows, and what did not finish.
 
 It lies in `.mstore/worktree/`. Each file there is replaced whole and durably.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,52 +23,106 @@ class Head:
     commit: Id | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A commit that was about to be published: HEAD before it, and HEAD once it is."""
+
+    before: Head
+    after: Head
+
+
 class HeadFile:
-    """Reads and writes `head`, and `checkout`, which is there while files are being replaced."""
+    """Reads and writes `head`, and two marks that are there while something is being done.
+
+    `checkout` names the versions whose files are being written; `pending` the commit that is being
+    published. Publishing and writing `head` are two steps, and a process may die between them.
+    """
 
     def __init__(self, folder: Path, files: Files = FILES) -> None:
+        self._folder = folder
         self._head = folder / "head"
         self._checkout = folder / "checkout"
+        self._pending = folder / "pending"
         self._files = files
 
     def read(self) -> Head:
         """What the directory shows; raises CorruptDataError when that is not readable."""
         try:
             with translate_errors("read", self._head):
-                fields = json.loads(self._head.read_bytes())
-            branch, commit = fields["branch"], fields["commit"]
-            return Head(
-                check_name("model", fields["model"]),
-                None if branch is None else check_name("branch", branch),
-                None if commit is None else _parse_id(commit),
-            )
+                return _parse_head(json.loads(self._head.read_bytes()))
         except NotFoundError:
             return Head()
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptDataError(
                 f"{self._head} is damaged: {error}", hint="delete it, then check a version out"
             ) from error
 
     def write(self, head: Head) -> None:
-        """Say what the directory shows."""
-        commit = head.commit.hex() if head.commit else None
-        text = json.dumps({"model": head.model, "branch": head.branch, "commit": commit})
-        self._files.replace_file(self._head, text.encode() + b"\n")
+        """Say what the directory shows; whatever was pending is not any more."""
+        self._replace(self._head, json.dumps(_fields(head)))
+        self._files.unlink(self._pending)
+
+    def begin_commit(self, before: Head, after: Head) -> None:
+        """Note that the commit of `after` is about to be published."""
+        fields = {"before": _fields(before), "after": _fields(after)}
+        self._replace(self._pending, json.dumps(fields))
+
+    def pending(self) -> Pending | None:
+        """The commit that was about to be published when a process died, if one did."""
+        try:
+            fields = json.loads(self._pending.read_bytes())
+            return Pending(_parse_head(fields["before"]), _parse_head(fields["after"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            # Without it HEAD is where it was, which `status` can tell from where the branch is.
+            return None
 
     def begin_checkout(self, commit: Id) -> None:
-        """Note that files of `commit` are about to be written."""
-        self._files.replace_file(self._checkout, commit.hex().encode() + b"\n")
+        """Note that files of `commit` are about to be written, besides those of unfinished ones."""
+        commits = [*(one for one in self.all_unfinished() if one != commit), commit]
+        self._replace(self._checkout, "\n".join(one.hex() for one in commits))
 
     def end_checkout(self) -> None:
         """Note that the files are those of HEAD again."""
         self._files.unlink(self._checkout)
 
     def unfinished(self) -> Id | None:
-        """The commit whose checkout did not finish, if there is one."""
+        """The commit whose checkout did not finish, if there is one; the last of several."""
+        commits = self.all_unfinished()
+        return commits[-1] if commits else None
+
+    def all_unfinished(self) -> list[Id]:
+        """Every commit whose checkout began since the files were last those of HEAD."""
         try:
-            return _parse_id(self._checkout.read_text("ascii").strip())
+            return [_parse_id(line) for line in self._checkout.read_text("ascii").split()]
         except (OSError, ValueError):
-            return None
+            return []
+
+    def _replace(self, path: Path, text: str) -> None:
+        if not self._folder.is_dir():
+            # `init` may have died before it came to this.
+            self._files.mkdir(self._folder)
+            self._files.fsync_dir(self._folder.parent)
+        self._files.replace_file(path, text.encode() + b"\n")
+
+
+def _fields(head: Head) -> dict[str, str | None]:
+    commit = head.commit.hex() if head.commit else None
+    return {"model": head.model, "branch": head.branch, "commit": commit}
+
+
+def _parse_head(fields: object) -> Head:
+    """HEAD as it stands in a file; raises ValueError."""
+    if not isinstance(fields, Mapping):
+        raise ValueError("it is no JSON object")
+    found = [fields.get(name) for name in ("model", "branch", "commit")]
+    model, branch, commit = (one if isinstance(one, str) else None for one in found)
+    if model is None or [model, branch, commit] != found:
+        raise ValueError("a field has a wrong type")
+    return Head(
+        check_name("model", model),
+        None if branch is None else check_name("branch", branch),
+        None if commit is None else _parse_id(commit),
+    )
 
 
 def _parse_id(text: str) -> Id:

@@ -1,8 +1,9 @@
 """A working directory: which version it shows (HEAD), what changed since, and moving between.
 
 Its state lies in `.mstore/worktree/`: `head` (which model, branch and commit), `cache` (the stat
-cache), and `checkout` while files are being written. The files are replaced whole, so a process
-killed at any time leaves a state that `status` explains and the next command can go on from.
+cache), `checkout` while files are being written, and `pending` while a commit is being published.
+The files are replaced whole, so a process killed at any time leaves a state that `status` explains
+and the next command can go on from.
 """
 
 from collections.abc import Collection, Iterable
@@ -13,10 +14,12 @@ from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.database import Database
 from mstore.errors import ConflictError, InvalidInputError, NotFoundError
 from mstore.head import Head, HeadFile
-from mstore.ids import Id
+from mstore.ids import Id, Kind
 from mstore.objects import FileEntry, Snapshot
 from mstore.ops.checkout import Writer, holds
 from mstore.ops.commit import Content, Description, Recorded, Target, record
+from mstore.ops.directory import Directory
+from mstore.ops.plan import Plan, Planner
 from mstore.ops.revisions import check_name
 from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan, open_files
 from mstore.progress import SILENT, Progress
@@ -29,7 +32,8 @@ class Status:
     """How the files differ from HEAD. Paths are sorted.
 
     `interrupted` is the id of the version whose checkout did not finish, if one did not; `moved`
-    is where the branch stands when that is not HEAD any more.
+    is where the branch stands when that is not HEAD any more. `forgotten` is whether gc removed the
+    version of HEAD; then every file counts as added.
     """
 
     head: Head
@@ -40,6 +44,7 @@ class Status:
     warnings: tuple[str, ...]
     interrupted: Id | None = None
     moved: Id | None = None
+    forgotten: bool = False
 
     @property
     def clean(self) -> bool:
@@ -83,7 +88,6 @@ class Worktree:
     @classmethod
     def create(cls, directory: Path, db: Database, files: Files = FILES) -> "Worktree":
         """Make `directory` a working directory of a repository that lies in it."""
-        files.mkdir(directory / REPOSITORY_FOLDER / "worktree")
         tree = cls(directory, db, files)
         tree.set_head(Head())
         return tree
@@ -91,21 +95,25 @@ class Worktree:
     @property
     def head(self) -> Head:
         """What the directory shows. Raises CorruptDataError when that cannot be read."""
-        return self._state.read()
+        return self._state.read(self.db.has_commit)
 
     def set_head(self, head: Head) -> None:
         """Say what the directory shows, without touching its files."""
         self._state.write(head)
 
     def head_snapshot(self) -> Snapshot:
-        """The files that HEAD has; none before the first commit."""
-        commit = self.head.commit
-        return self.db.snapshot(self.db.commit(commit).snapshot) if commit else Snapshot({})
+        """The files that HEAD has; none before the first commit, or when gc removed it."""
+        return self._snapshot(self.head.commit)
 
-    def status(self) -> Status:
-        """How the files differ from HEAD; looks into files only where size or times changed."""
-        head = self.head
-        compared = self._compare(self._scan(), self.head_snapshot())
+    def status(self, *, rehash: bool = False) -> Status:
+        """How the files differ from HEAD; looks into files only where size or times changed.
+
+        With `rehash` into all: writing through a memory map may leave the times as they are.
+        """
+        head = self._settle()
+        if rehash:
+            self._cache.forget()
+        compared = self._compare(self._scan(), self._snapshot(head.commit))
         self._cache.save()
         tip = self.db.root.refs(head.model).branches.get(head.branch) if head.branch else None
         return Status(
@@ -117,6 +125,7 @@ class Worktree:
             warnings=tuple(self.warnings),
             interrupted=self._state.unfinished(),
             moved=tip if head.branch and tip != head.commit else None,
+            forgotten=head.commit is not None and not self._is_kept(head.commit),
         )
 
     def commit(
@@ -125,6 +134,7 @@ class Worktree:
         *,
         paths: Collection[str] | None = None,
         branch: str | None = None,
+        rehash: bool = False,
         threads: int | None = None,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
         progress: Progress = SILENT,
@@ -134,6 +144,7 @@ class Worktree:
         `branch` makes a new branch for it at HEAD and moves there. Raises ConflictError when the
         branch moved since HEAD, InvalidInputError when HEAD is on no branch.
         """
+        before = self.head
         head = self._head_to_commit(branch)
         snapshot = self.head_snapshot()
         read_at = read_time()
@@ -156,6 +167,7 @@ class Worktree:
             threads=threads,
             chunk_size=chunk_size,
             progress=progress.advance,
+            announce=lambda made: self._state.begin_commit(before, replace(head, commit=made)),
         )
         self.set_head(replace(head, commit=recorded.id))
         for file in to_store:
@@ -182,26 +194,17 @@ class Worktree:
         has. Raises ConflictError, before anything is written, when a change that is not committed
         would be overwritten, unless `force`, which brings back every file of the version.
         """
-        before = self.head_snapshot()
+        head = self._settle()
         after = self.db.snapshot(self.db.commit(commit).snapshot)
-        compared = self._compare(self._scan(), before)
-        changed = {file.path for file in (*compared.added, *compared.modified)}
-        write, kept = self._to_write(before, after, compared, force)
-        remove = [path for path in before.files if path not in after.files]
-        remove = [path for path in remove if path in compared.same or (force and path in changed)]
-        if not force:
-            gone = [path for path in before.files if path not in after.files]
-            _refuse_to_lose([path for path in (*write, *gone) if path in changed])
+        planner = self._planner(head)
+        plan = planner.go_to(after, force=force)
+        directory = self._prepare(planner, plan, force)
         self._state.begin_checkout(commit)
-        self._write(write, after, threads, progress)
-        writer = Writer(self.db, self.directory, files=self.files)
-        for path in remove:
-            writer.remove(path)
-        writer.finish()
-        self.set_head(Head(model or self.head.model, branch, commit))
+        self._carry_out(plan, directory, threads, progress)
+        self.set_head(Head(model or head.model, branch, commit))
         self._cache.save()
         self._state.end_checkout()
-        return CheckedOut(commit, branch, tuple(write), tuple(remove), tuple(kept))
+        return CheckedOut(commit, branch, tuple(plan.write), tuple(plan.remove), tuple(plan.kept))
 
     def restore(
         self,
@@ -221,23 +224,75 @@ class Worktree:
         for path in paths:
             if not any(_is_under(one, [path]) for one in wanted):
                 raise NotFoundError(f"there is no {path!r} in that version")
-        compared = self._compare(self._scan(), self.head_snapshot())
-        changed = {file.path: file for file in (*compared.added, *compared.modified)}
-        wanted = [
-            path
-            for path in wanted
-            if path not in changed or not self._is(changed[path], snapshot.files[path])
-        ]
-        if not force:
-            _refuse_to_lose([path for path in wanted if path in changed])
-        self._write(wanted, snapshot, threads, progress)
+        planner = self._planner(self._settle())
+        plan = planner.bring_back({path: snapshot.files[path] for path in wanted})
+        directory = self._prepare(planner, plan, force)
+        self._carry_out(plan, directory, threads, progress)
         self._cache.save()
-        return tuple(wanted)
+        return tuple(plan.write)
+
+    def _settle(self) -> Head:
+        """What the directory shows, as the newest root has it.
+
+        A process may have died after it published a commit and before it noted that. The commit
+        was of this directory, so once it is in its branch, HEAD is there.
+        """
+        self.db.refresh()
+        head = self.head
+        pending = self._state.pending()
+        if pending is None or pending.before != head or not self._is_published(pending.after):
+            return head
+        self.set_head(pending.after)
+        return pending.after
+
+    def _is_published(self, head: Head) -> bool:
+        tip = self.db.root.refs(head.model).branches.get(head.branch or "")
+        if tip is None or head.commit is None or not self._is_kept(head.commit):
+            return False
+        return any(commit == head.commit for commit, _ in self.db.ancestry([tip]))
+
+    def _is_kept(self, commit: Id) -> bool:
+        """Whether the repository still has a commit, as far as it was looked at."""
+        return self.db.find(Kind.COMMIT, commit) is not None
+
+    def _snapshot(self, commit: Id | None) -> Snapshot:
+        """The files of a version; none when there is no such, or none any more."""
+        if commit is None or not self._is_kept(commit):
+            return Snapshot({})
+        return self.db.snapshot(self.db.commit(commit).snapshot)
+
+    def _planner(self, head: Head) -> Planner:
+        versions = [self._snapshot(one) for one in (head.commit, *self._state.all_unfinished())]
+        return Planner(self._scan(), versions, self._is)
+
+    def _prepare(self, planner: Planner, plan: Plan, force: bool) -> Directory:
+        """Make sure, before anything is written, that the plan can be carried out."""
+        if not force:
+            plan.refuse_to_lose()
+        directory = Directory(self.directory, plan.remove, self.files)
+        planner.look(
+            plan, directory, lambda path, entry: holds(self.db, self.directory / path, entry)
+        )
+        if not force:
+            plan.refuse_to_lose()
+        return directory
+
+    def _carry_out(
+        self, plan: Plan, directory: Directory, threads: int | None, progress: Progress
+    ) -> None:
+        progress.begin(sum(entry.size for entry in plan.write.values()))
+        writer = Writer(self.db, directory, threads=threads, progress=progress.advance)
+        for path, info in writer.write(plan.write):
+            self._cache.note_written(path, info, plan.write[path].manifest)
+        for path in plan.remove:
+            directory.remove(path)
+        directory.finish()
 
     def _scan(self) -> list[FoundFile]:
         scan = Scan(self.directory)
         found = scan.files()
         self.warnings = scan.warnings
+        self._cache.keep_only(file.path for file in found)
         return found
 
     def _compare(self, found: Iterable[FoundFile], snapshot: Snapshot) -> _Compared:
@@ -253,7 +308,6 @@ class Worktree:
             else:
                 compared.modified.append(file)
         compared.deleted = sorted(path for path in snapshot.files if path not in paths)
-        self._cache.keep_only(paths)
         return compared
 
     def _is(self, file: FoundFile, entry: FileEntry) -> bool:
@@ -267,14 +321,13 @@ class Worktree:
             self._cache.note(file.path, file.stat, entry.manifest, read_at)
         return same
 
-    def _head_to_commit(self, branch: str | None) -> Head:
+    def _head_to_commit(self, head: Head, branch: str | None) -> Head:
         if (unfinished := self._state.unfinished()) is not None:
             raise ConflictError(
                 f"the checkout of {unfinished.hex()[:12]} did not finish; files of two versions "
                 "are mixed here",
                 hint=f"finish it first with: mstore checkout {unfinished.hex()[:12]}",
             )
-        head = self.head
         if branch is not None:
             return replace(head, branch=check_name("branch", branch))
         if head.branch is None:
@@ -286,7 +339,7 @@ class Worktree:
 
     def _target(self, head: Head, new_branch: str | None) -> Target:
         assert head.branch is not None
-        parents = (head.commit,) if head.commit else ()
+        parents = (head.commit,) if head.commit and self._is_kept(head.commit) else ()
         return Target(head.model, head.branch, None if new_branch else head.commit, parents)
 
     def _only(
@@ -306,39 +359,6 @@ class Worktree:
         carried = {p: e for p, e in snapshot.files.items() if p not in gone and p not in stored}
         return chosen, carried
 
-    def _to_write(
-        self, before: Snapshot, after: Snapshot, compared: _Compared, force: bool
-    ) -> tuple[list[str], list[str]]:
-        """The paths to write, and those left alone although they are changed."""
-        missing = set(compared.deleted)
-        there = {file.path: file for file in (*compared.added, *compared.modified)}
-        write, kept = [], []
-        for path, entry in after.files.items():
-            if path in there and self._is(there[path], entry):
-                continue
-            if path in missing or before.files.get(path) != entry or (force and path in there):
-                write.append(path)
-            elif path in there:
-                kept.append(path)
-        return write, kept
-
-    def _write(
-        self,
-        paths: Iterable[str],
-        snapshot: Snapshot,
-        threads: int | None,
-        progress: Progress,
-    ) -> None:
-        paths = list(paths)
-        progress.begin(sum(snapshot.files[path].size for path in paths))
-        writer = Writer(
-            self.db, self.directory, threads=threads, progress=progress.advance, files=self.files
-        )
-        for path in paths:
-            entry = snapshot.files[path]
-            self._cache.note_written(path, writer.write(path, entry), entry.manifest)
-        writer.finish()
-
 
 def find_worktree(start: Path) -> Path | None:
     """The nearest directory at or above `start` that has a repository folder."""
@@ -351,12 +371,3 @@ def find_worktree(start: Path) -> Path | None:
 def _is_under(path: str, roots: Iterable[str]) -> bool:
     """Whether `path` is one of `roots` or lies in a folder that is."""
     return any(root in (path, "", ".") or path.startswith(f"{root}/") for root in roots)
-
-
-def _refuse_to_lose(paths: list[str]) -> None:
-    if paths:
-        more = f" and {len(paths) - 1} more files" if len(paths) > 1 else ""
-        raise ConflictError(
-            f"{paths[0]}{more} changed since HEAD, and would be overwritten",
-            hint="commit first, or overwrite with --force",
-        )

@@ -62,7 +62,11 @@ class Invocation:
     def directory_head(self) -> Head | None:
         """What the working directory shows, of whatever model; None when there is none."""
         folder = self.place.directory
-        return HeadFile(folder / REPOSITORY_FOLDER / "worktree").read() if folder else None
+        if folder is None:
+            return None
+        # The repository is opened only when it must be asked.
+        state = HeadFile(folder / REPOSITORY_FOLDER / "worktree")
+        return state.read(lambda commit: self.db.has_commit(commit))
 
     @property
     def model(self) -> str:

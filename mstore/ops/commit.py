@@ -78,18 +78,20 @@ def record(
     threads: int | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
+    announce: Callable[[Id], None] | None = None,
 ) -> Recorded:
     """Store a version and make it the tip of the target branch.
 
     When this returns, the version is durable. Raises ConflictError when the branch moved or a
     file changed meanwhile; then nothing is recorded, and what was stored serves the next try.
-    `progress` is told how many more bytes of the files are done.
+    `progress` is told how many more bytes of the files are done, `announce` the id of the commit
+    before anybody can see it.
     """
     for _attempt in range(_ATTEMPTS):
         try:
             with Session(db) as session:
                 ingest = Ingest(session, threads=threads, chunk_size=chunk_size, progress=progress)
-                return _record(db, session, ingest, target, content, description)
+                return _record(db, session, ingest, target, content, description, announce)
         except StaleSessionError:
             # gc removed chunks this attempt relied on; the next one stores them again.
             db.refresh()
@@ -106,6 +108,7 @@ def _record(
     target: Target,
     content: Content,
     description: Description,
+    announce: Callable[[Id], None] | None,
 ) -> Recorded:
     files = dict(content.carried)
     read = 0
@@ -132,6 +135,10 @@ def _record(
             metadata=metadata,
         )
     )
+    if announce is not None:
+        announce(commit_id)
+    if before_publish is not None:
+        before_publish(commit_id)
     session.publish(
         lambda root: move_branch(db, root, target, commit_id),
         action=f"commit {commit_id.hex()[:12]} on {target.branch}",

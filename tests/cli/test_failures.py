@@ -301,9 +301,9 @@ def test_ctrl_c_after_publishing_says_so(first: str, tmp_path: Path, mstore: Any
     Path("config.json").write_text("{}")
     code, err = interrupt_commit(tmp_path, "real(self, *args, **named)")
     assert (code, err) == (130, "interrupted; branch main moved meanwhile, see: mstore status\n")
-    assert mstore.json("status")["moved"] == mstore.json("log", "main")[0]["id"]
-    mstore.ok("checkout", "main")
-    assert mstore.json("status")["clean"]
+    status = mstore.json("status")
+    assert (status["clean"], status["moved"]) == (True, None)
+    assert status["head"]["commit"] == mstore.json("log", "main")[0]["id"]
 
 
 def test_no_colour_and_no_progress_without_a_terminal(first: str, mstore: Any) -> None:
