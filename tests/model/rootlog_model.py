@@ -55,9 +55,11 @@ class Root(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """A writer: its next step, the root it works on, its own pack, and the try it is at."""
+    """A writer: its next step, the newest root it has read, the one it works on or has published,
+    its own pack, and the try it is at."""
 
     step: str
+    known: Root
     base: Root
     own: Pack | None = None
     attempt: int = 0
@@ -130,7 +132,7 @@ class Model:
     def initial(self) -> State:
         """One root, which lists a pack that nothing needs any more."""
         root = Root(1, "init", "", frozenset(), frozenset({OLD}))
-        processes: list[Process] = [Writer("start", root)] * self.setup.writers
+        processes: list[Process] = [Writer("start", root, root)] * self.setup.writers
         processes += [Collector("start", root, self.setup.runs)] * self.setup.collectors
         processes += [Bystander(self.setup.bystander)] if self.setup.bystander else []
         return State((root,), frozenset({OLD}), tuple(processes), frozenset())
@@ -225,17 +227,18 @@ class Model:
     def write(self, state: State, name: str, me: Writer) -> Iterator[tuple[str, State, Process]]:
         match me.step:
             case "start":
-                root = self.newest(state, me.base)
-                step = "read" if root.listed else "store"
-                yield f"look at root {root.number}", state, me._replace(step=step, base=root)
+                root = self.newest(state, me.known)
+                after = me._replace(step="read" if root.listed else "store", known=root, base=root)
+                yield f"look at root {root.number}", state, after
             case "store":
                 fresh = "packs get names never used before" in self.rules
                 own = (name, me.attempt) if fresh else ("the pack", 0)
                 changed = state._replace(packs=state.packs | {own})
                 yield f"store {own}", changed, me._replace(step="read", own=own)
             case "read":
-                base = self.newest(state, me.base)
-                yield f"base on root {base.number}", state, me._replace(step="check", base=base)
+                base = self.newest(state, me.known)
+                after = me._replace(step="check", known=base, base=base)
+                yield f"base on root {base.number}", state, after
             case "check":
                 safe = self.safe(state, me)
                 after = me._replace(step="look") if safe else self.again(me)

@@ -29,7 +29,7 @@ def arrays(*seeds: int, size: int = 256) -> Arrays:
 
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make packs small, so that an operation stores several and gc has many to rewrite."""
-    monkeypatch.setattr(chunkstore, "PACK_SIZE", 3 * CHUNK)
+    monkeypatch.setattr(chunkstore, "PACK_SIZE", 5 * CHUNK)
     monkeypatch.setattr(chunkstore, "_ENTRIES_PER_INDEX", 8)
     monkeypatch.setattr(gc_module, "_SMALL_PACK", 2 * CHUNK)
     monkeypatch.setattr(gc_module, "_MANY_SMALL_PACKS", 6)
