@@ -147,10 +147,6 @@ class Database:
         """The commit called `identifier`."""
         return self._object(Kind.COMMIT, identifier, Commit)
 
-    def has_commit(self, identifier: Id) -> bool:
-        """Whether there is a commit called `identifier`."""
-        return self.find(Kind.COMMIT, identifier) is not None
-
     def snapshot(self, identifier: Id) -> Snapshot:
         """The snapshot called `identifier`."""
         return self._object(Kind.SNAPSHOT, identifier, Snapshot)

@@ -62,11 +62,7 @@ class Invocation:
     def directory_head(self) -> Head | None:
         """What the working directory shows, of whatever model; None when there is none."""
         folder = self.place.directory
-        if folder is None:
-            return None
-        # The repository is opened only when it must be asked.
-        state = HeadFile(folder / REPOSITORY_FOLDER / "worktree")
-        return state.read(lambda commit: self.db.has_commit(commit))
+        return HeadFile(folder / REPOSITORY_FOLDER / "worktree").read() if folder else None
 
     @property
     def model(self) -> str:
