@@ -4,12 +4,13 @@ It lies in `.mstore/worktree/`. Each file there is replaced whole and durably.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mstore.database import Database
 from mstore.errors import CorruptDataError, NotFoundError
-from mstore.ids import ID_SIZE, Id
+from mstore.ids import ID_SIZE, Id, Kind
 from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name
 from mstore.storage.files import FILES, Files, translate_errors
 
@@ -21,14 +22,6 @@ class Head:
     model: str = DEFAULT_MODEL
     branch: str | None = DEFAULT_BRANCH
     commit: Id | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """A commit that was about to be published: HEAD before it, and HEAD once it is."""
-
-    before: Head
-    after: Head
 
 
 class HeadFile:
@@ -45,35 +38,44 @@ class HeadFile:
         self._pending = folder / "pending"
         self._files = files
 
-    def read(self) -> Head:
-        """What the directory shows; raises CorruptDataError when that is not readable."""
+    def read(self, has_commit: Callable[[Id], bool]) -> Head:
+        """What the directory shows; raises CorruptDataError when that is not readable.
+
+        `has_commit` says whether the repository has a commit. When a process died after publishing
+        one from this directory, and before it wrote that down, HEAD is there all the same.
+        """
         try:
             with translate_errors("read", self._head):
-                return _parse_head(json.loads(self._head.read_bytes()))
+                head = _parse_head(json.loads(self._head.read_bytes()))
         except NotFoundError:
-            return Head()
+            head = Head()
         except (ValueError, RecursionError) as error:
             raise CorruptDataError(
                 f"{self._head} is damaged: {error}", hint="delete it, then check a version out"
             ) from error
+        pending = self._read_pending(head)
+        published = pending and pending.commit and has_commit(pending.commit)
+        return pending if pending and published else head
 
     def write(self, head: Head) -> None:
-        """Say what the directory shows; whatever was pending is not any more."""
+        """Say what the directory shows; nothing is pending any more."""
         self._replace(self._head, json.dumps(_fields(head)))
-        self._files.unlink(self._pending)
+        self._remove(self._pending)
 
     def begin_commit(self, before: Head, after: Head) -> None:
-        """Note that the commit of `after` is about to be published."""
+        """Note that HEAD goes from `before` to `after`, once the commit of `after` is published."""
+        if self._pending.exists():
+            self.write(before)
         fields = {"before": _fields(before), "after": _fields(after)}
         self._replace(self._pending, json.dumps(fields))
 
-    def pending(self) -> Pending | None:
-        """The commit that was about to be published when a process died, if one did."""
+    def _read_pending(self, head: Head) -> Head | None:
+        """Where HEAD was about to go from `head`."""
         try:
             fields = json.loads(self._pending.read_bytes())
-            return Pending(_parse_head(fields["before"]), _parse_head(fields["after"]))
+            return _parse_head(fields["after"]) if _parse_head(fields["before"]) == head else None
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            # Without it HEAD is where it was, which `status` can tell from where the branch is.
+            # Without it HEAD is where it was, and `status` tells that the branch is not.
             return None
 
     def begin_checkout(self, commit: Id) -> None:
@@ -83,7 +85,7 @@ class HeadFile:
 
     def end_checkout(self) -> None:
         """Note that the files are those of HEAD again."""
-        self._files.unlink(self._checkout)
+        self._remove(self._checkout)
 
     def unfinished(self) -> Id | None:
         """The commit whose checkout did not finish, if there is one; the last of several."""
@@ -103,6 +105,16 @@ class HeadFile:
             self._files.mkdir(self._folder)
             self._files.fsync_dir(self._folder.parent)
         self._files.replace_file(path, text.encode() + b"\n")
+
+    def _remove(self, path: Path) -> None:
+        if path.exists():
+            self._files.unlink(path)
+            self._files.fsync_dir(self._folder)
+
+
+def has_commit(db: Database, commit: Id) -> bool:
+    """Whether the repository has a commit: one that was published, and that gc has not removed."""
+    return db.find(Kind.COMMIT, commit) is not None
 
 
 def _fields(head: Head) -> dict[str, str | None]:

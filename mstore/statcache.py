@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xxhash
 
-from mstore.errors import MstoreError, StorageError
+from mstore.errors import MstoreError, NotFoundError, StorageError
 from mstore.ids import Id
 from mstore.objects import pack, unpack
 from mstore.storage.files import FILES, Files
@@ -70,6 +70,10 @@ class StatCache:
         kept = set(paths)
         self.entries = {path: entry for path, entry in self.entries.items() if path in kept}
 
+    def forget(self) -> None:
+        """Forget every path, so that all files are read again."""
+        self.entries = {}
+
     def save(self) -> None:
         """Write the cache if it changed. It only saves time, so failing to is no error."""
         if self.entries == self._saved:
@@ -79,7 +83,7 @@ class StatCache:
         data = _MAGIC + xxhash.xxh3_64_digest(body) + body
         try:
             self.files.replace_file(self.path, data)
-        except StorageError:
+        except (StorageError, NotFoundError):
             return
         self._saved = dict(self.entries)
 

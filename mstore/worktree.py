@@ -13,8 +13,8 @@ from pathlib import Path
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.database import Database
 from mstore.errors import ConflictError, InvalidInputError, NotFoundError
-from mstore.head import Head, HeadFile
-from mstore.ids import Id, Kind
+from mstore.head import Head, HeadFile, has_commit
+from mstore.ids import Id
 from mstore.objects import FileEntry, Snapshot
 from mstore.ops.checkout import Writer, holds
 from mstore.ops.commit import Content, Description, Recorded, Target, record
@@ -95,7 +95,7 @@ class Worktree:
     @property
     def head(self) -> Head:
         """What the directory shows. Raises CorruptDataError when that cannot be read."""
-        return self._state.read(self.db.has_commit)
+        return self._state.read(lambda commit: has_commit(self.db, commit))
 
     def set_head(self, head: Head) -> None:
         """Say what the directory shows, without touching its files."""
@@ -110,7 +110,7 @@ class Worktree:
 
         With `rehash` into all: writing through a memory map may leave the times as they are.
         """
-        head = self._settle()
+        head = self._current_head()
         if rehash:
             self._cache.forget()
         compared = self._compare(self._scan(), self._snapshot(head.commit))
@@ -125,7 +125,7 @@ class Worktree:
             warnings=tuple(self.warnings),
             interrupted=self._state.unfinished(),
             moved=tip if head.branch and tip != head.commit else None,
-            forgotten=head.commit is not None and not self._is_kept(head.commit),
+            forgotten=head.commit is not None and not has_commit(self.db, head.commit),
         )
 
     def commit(
@@ -141,12 +141,15 @@ class Worktree:
     ) -> Recorded:
         """Record the directory, or only `paths` in it with the rest as HEAD has it.
 
-        `branch` makes a new branch for it at HEAD and moves there. Raises ConflictError when the
-        branch moved since HEAD, InvalidInputError when HEAD is on no branch.
+        `branch` makes a new branch for it at HEAD and moves there. `rehash` as for `status`. When
+        gc removed HEAD's version, the new one has no parent. Raises ConflictError when the branch
+        moved since HEAD, InvalidInputError when HEAD is on no branch.
         """
-        before = self.head
-        head = self._head_to_commit(branch)
-        snapshot = self.head_snapshot()
+        before = self._current_head()
+        head = self._head_to_commit(before, branch)
+        snapshot = self._snapshot(head.commit)
+        if rehash:
+            self._cache.forget()
         read_at = read_time()
         found = self._scan()
         compared = self._compare(found, snapshot)
@@ -194,7 +197,7 @@ class Worktree:
         has. Raises ConflictError, before anything is written, when a change that is not committed
         would be overwritten, unless `force`, which brings back every file of the version.
         """
-        head = self._settle()
+        head = self._current_head()
         after = self.db.snapshot(self.db.commit(commit).snapshot)
         planner = self._planner(head)
         plan = planner.go_to(after, force=force)
@@ -224,40 +227,21 @@ class Worktree:
         for path in paths:
             if not any(_is_under(one, [path]) for one in wanted):
                 raise NotFoundError(f"there is no {path!r} in that version")
-        planner = self._planner(self._settle())
+        planner = self._planner(self._current_head())
         plan = planner.bring_back({path: snapshot.files[path] for path in wanted})
         directory = self._prepare(planner, plan, force)
         self._carry_out(plan, directory, threads, progress)
         self._cache.save()
         return tuple(plan.write)
 
-    def _settle(self) -> Head:
-        """What the directory shows, as the newest root has it.
-
-        A process may have died after it published a commit and before it noted that. The commit
-        was of this directory, so once it is in its branch, HEAD is there.
-        """
+    def _current_head(self) -> Head:
+        """What the directory shows, in the light of the newest root."""
         self.db.refresh()
-        head = self.head
-        pending = self._state.pending()
-        if pending is None or pending.before != head or not self._is_published(pending.after):
-            return head
-        self.set_head(pending.after)
-        return pending.after
-
-    def _is_published(self, head: Head) -> bool:
-        tip = self.db.root.refs(head.model).branches.get(head.branch or "")
-        if tip is None or head.commit is None or not self._is_kept(head.commit):
-            return False
-        return any(commit == head.commit for commit, _ in self.db.ancestry([tip]))
-
-    def _is_kept(self, commit: Id) -> bool:
-        """Whether the repository still has a commit, as far as it was looked at."""
-        return self.db.find(Kind.COMMIT, commit) is not None
+        return self.head
 
     def _snapshot(self, commit: Id | None) -> Snapshot:
         """The files of a version; none when there is no such, or none any more."""
-        if commit is None or not self._is_kept(commit):
+        if commit is None or not has_commit(self.db, commit):
             return Snapshot({})
         return self.db.snapshot(self.db.commit(commit).snapshot)
 
@@ -339,7 +323,7 @@ class Worktree:
 
     def _target(self, head: Head, new_branch: str | None) -> Target:
         assert head.branch is not None
-        parents = (head.commit,) if head.commit and self._is_kept(head.commit) else ()
+        parents = (head.commit,) if head.commit and has_commit(self.db, head.commit) else ()
         return Target(head.model, head.branch, None if new_branch else head.commit, parents)
 
     def _only(

@@ -281,7 +281,7 @@ def test_a_file_where_a_folder_is_to_be(tree: Tree) -> None:
     tree.commit(sub__a=None, b="1")
     shutil.rmtree(tree.directory / "sub", ignore_errors=True)
     tree.write(sub="a file")
-    with pytest.raises(UnsafeInputError, match="is a file"):
+    with pytest.raises(ConflictError, match="is a file"):
         tree.tree.checkout(first.id, None)
     assert (tree.directory / "sub").read_text() == "a file"
 

@@ -16,7 +16,7 @@ from mstore.cli.options import Options, common_options
 from mstore.cli.place import REPOSITORY_FOLDER, Place, find_place
 from mstore.database import Database
 from mstore.errors import InvalidInputError
-from mstore.head import Head, HeadFile
+from mstore.head import Head, HeadFile, has_commit
 from mstore.ids import Id
 from mstore.ops.revisions import DEFAULT_MODEL, check_name, resolve
 from mstore.rootlog import Refs
@@ -62,7 +62,11 @@ class Invocation:
     def directory_head(self) -> Head | None:
         """What the working directory shows, of whatever model; None when there is none."""
         folder = self.place.directory
-        return HeadFile(folder / REPOSITORY_FOLDER / "worktree").read() if folder else None
+        if folder is None:
+            return None
+        state = HeadFile(folder / REPOSITORY_FOLDER / "worktree")
+        # The repository is opened only when it must be asked.
+        return state.read(lambda commit: has_commit(self.db, commit))
 
     @property
     def model(self) -> str:

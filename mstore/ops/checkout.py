@@ -1,27 +1,32 @@
 """Writing files of a version into a directory, each beside its place and then renamed.
 
-At every moment a path holds either what was there before or the whole new file. Nothing is ever
-written through a symbolic link or outside the directory.
+At every moment a path holds either what was there before or the whole new file.
 """
 
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from mstore.bulkindex import as_ids
-from mstore.chunkreader import ChunkReader, MemorySink, Sink, Wanted
+from mstore.chunkreader import ChunkReader, ManySink, Sink, Wanted
 from mstore.database import Database
-from mstore.errors import ConflictError, CorruptDataError, StorageError, UnsafeInputError
+from mstore.errors import ConflictError, CorruptDataError
 from mstore.objects import FileEntry, Manifest, Snapshot
+from mstore.ops.directory import Directory
 from mstore.ops.hashing import is_content
 from mstore.sources import FileSource
-from mstore.storage.files import FILES, Files, OpenFile, translate_errors
+from mstore.storage.files import Files, OpenFile
 
-_SMALL = 4 << 20
+_GROUP_BYTES = 8 << 20
+_GROUP_FILES = 1000
+_WRITING_THREADS = 4
+"""Small files are read in groups; a few are written at once, since each waits for the disk."""
 
 
 class _FileSink(Sink):
@@ -42,116 +47,115 @@ class Writer:
     def __init__(
         self,
         db: Database,
-        directory: Path,
+        directory: Directory,
         *,
         threads: int | None = None,
         progress: Callable[[int], None] | None = None,
-        files: Files = FILES,
     ) -> None:
         """`progress` is told how many more bytes are written."""
         self.db = db
         self.directory = directory
+        self.files = directory.files
         self.reader = ChunkReader(db, threads)
         self.progress = progress
-        self.files = files
-        self._touched: set[Path] = set()
-        self._checked: set[Path] = set()
 
-    def write(self, path: str, entry: FileEntry) -> os.stat_result:
-        """Make `path` hold the file `entry`, replacing what is there; returns its new stat.
+    def write(self, entries: Mapping[str, FileEntry]) -> Iterator[tuple[str, os.stat_result]]:
+        """Make the paths hold these files, replacing what is there; yields each with its new stat.
 
-        Raises UnsafeInputError when a folder of the path is a symbolic link or no folder,
-        CorruptDataError naming the file when its data is damaged, StorageError when writing
-        fails. Then what was there before is still there.
+        What is in the way of a file, and may be removed, is removed just before it is written. The
+        names are durable once the directory has been told to `finish`. Raises UnsafeInputError or
+        ConflictError when something is in the way that may not be removed, CorruptDataError naming
+        the file when its data is damaged, StorageError when writing fails. Then what was there
+        before is still there. Memory: a group of 8 MiB, whatever the size of the files.
         """
-        target = self._prepare(path)
-        mode = 0o777 if entry.executable else 0o666
-        with _naming(path), self._temporary(target.parent, mode) as file:
-            self._fill(file, self.db.manifest(entry.manifest))
+        with ThreadPoolExecutor(_WRITING_THREADS, "mstore-write") as pool:
+            for group in _groups(entries):
+                path, entry = group[0]
+                if entry.size > _GROUP_BYTES:
+                    yield path, self._write_large(path, entry)
+                else:
+                    yield from self._write_small(group, pool)
+
+    def _write_large(self, path: str, entry: FileEntry) -> os.stat_result:
+        with _naming(path):
+            wanted = _chunks_of([self.db.manifest(entry.manifest)])
+            target = self.directory.prepare(path)
+            return self._put(
+                target,
+                entry,
+                lambda file: self.reader.read(wanted, _FileSink(self.files, file), self.progress),
+            )
+
+    def _write_small(
+        self, group: Sequence[tuple[str, FileEntry]], pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[str, os.stat_result]]:
+        try:
+            contents = self._read([entry for _, entry in group])
+        except CorruptDataError:
+            # One after the other, so that the damaged one is named and those before it are there.
+            for path, entry in group:
+                with _naming(path):
+                    (content,) = self._read([entry])
+                yield path, self._put_bytes(self.directory.prepare(path), entry, content)
+            return
+        targets = [self.directory.prepare(path) for path, _ in group]
+        written = pool.map(self._put_bytes, targets, (entry for _, entry in group), contents)
+        yield from zip((path for path, _ in group), written, strict=True)
+
+    def _read(self, entries: Iterable[FileEntry]) -> list[bytearray]:
+        """The contents of small files."""
+        manifests = [self.db.manifest(entry.manifest) for entry in entries]
+        contents = [bytearray(manifest.size) for manifest in manifests]
+        sink = ManySink([memoryview(content) for content in contents])
+        self.reader.read(_chunks_of(manifests), sink, self.progress)
+        return contents
+
+    def _put_bytes(self, target: Path, entry: FileEntry, content: bytearray) -> os.stat_result:
+        """Runs in a worker thread."""
+        return self._put(target, entry, lambda file: self.files.write(file, [content]))
+
+    def _put(
+        self, target: Path, entry: FileEntry, fill: Callable[[OpenFile], None]
+    ) -> os.stat_result:
+        """Give `target` the content that `fill` writes; the folder of it must be there."""
+        file = self.files.create_temporary(target.parent, 0o777 if entry.executable else 0o666)
+        try:
+            fill(file)
             self.files.fsync(file)
             written = os.fstat(file.fd)
             self.files.rename(file.path, target)
-        self._touched.add(target.parent)
+        finally:
+            self.files.discard(file)
         # Renaming changes the file's ctime, so its stat is looked at again.
         now = os.lstat(target)
         return now if now.st_ino == written.st_ino else written
 
-    def remove(self, path: str) -> None:
-        """Delete the file at `path`, and the folders that this leaves empty."""
-        target = self.safe_path(path)
-        self.files.unlink(target)
-        self._touched.add(target.parent)
-        for folder in target.parents:
-            if folder == self.directory or os.listdir(folder):
-                return
-            with translate_errors("remove", folder):
-                self.files.perform("rmdir", folder, os.rmdir, folder)
-            self._touched.discard(folder)
-            self._touched.add(folder.parent)
-
-    def finish(self) -> None:
-        """Make the names of everything written and removed durable."""
-        for folder in sorted(self._touched):
-            if folder.exists():
-                self.files.fsync_dir(folder)
-        self._touched.clear()
-
-    def safe_path(self, path: str) -> Path:
-        """Where `path` lies; raises UnsafeInputError if a link or a file stands in the way."""
-        target = self.directory / path
-        for folder in reversed(target.relative_to(self.directory).parents[:-1]):
-            self._check_folder(self.directory / folder)
-        if target.is_dir() and not target.is_symlink():
-            raise StorageError(f"{target} is a folder, where a file is to be", hint="move it away")
-        return target
-
-    def _check_folder(self, folder: Path) -> None:
-        if folder in self._checked:
-            return
-        try:
-            mode = os.lstat(folder).st_mode
-        except FileNotFoundError:
-            return
-        if not stat.S_ISDIR(mode):
-            what = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
-            raise UnsafeInputError(
-                f"{folder} is {what}, so nothing can be checked out below it", hint="move it away"
-            )
-        self._checked.add(folder)
-
-    def _prepare(self, path: str) -> Path:
-        """`safe_path`, its folders made where they are missing, swept of dead temporaries."""
-        target = self.safe_path(path)
-        missing = [folder for folder in target.parents if not folder.is_dir()]
-        for folder in reversed(missing):
-            self.files.mkdir(folder)
-            self._touched.add(folder.parent)
-        if target.parent not in self._touched:
-            self.files.sweep(target.parent)
-        return target
-
-    @contextmanager
-    def _temporary(self, folder: Path, mode: int) -> Iterator[OpenFile]:
-        file = self.files.create_temporary(folder, mode)
-        try:
-            yield file
-        finally:
-            self.files.discard(file)
-
-    def _fill(self, file: OpenFile, manifest: Manifest) -> None:
-        wanted = whole_file(manifest)
-        if manifest.size > _SMALL:
-            self.reader.read(wanted, _FileSink(self.files, file), self.progress)
-            return
-        out = bytearray(manifest.size)
-        self.reader.read(wanted, MemorySink(memoryview(out)), self.progress)
-        self.files.write(file, [out])
-
 
 def whole_file(manifest: Manifest) -> Wanted:
     """All chunks of a file at their places in it."""
-    lengths = np.fromiter((length for _, length in manifest.chunks()), np.int64)
-    return Wanted(as_ids(manifest.chunk_ids()), np.cumsum(lengths) - lengths, lengths)
+    return _chunks_of([manifest])
+
+
+def _chunks_of(manifests: Sequence[Manifest]) -> Wanted:
+    """All chunks of files that lie one after the other."""
+    chunks = chain.from_iterable(manifest.chunks() for manifest in manifests)
+    lengths = np.fromiter((length for _, length in chunks), np.int64)
+    ids = as_ids(b"".join(manifest.chunk_ids() for manifest in manifests))
+    return Wanted(ids, np.cumsum(lengths) - lengths, lengths)
+
+
+def _groups(entries: Mapping[str, FileEntry]) -> Iterator[list[tuple[str, FileEntry]]]:
+    """The files in groups of 8 MiB at most; a larger one comes alone."""
+    group: list[tuple[str, FileEntry]] = []
+    size = 0
+    for path, entry in entries.items():
+        if group and (size + entry.size > _GROUP_BYTES or len(group) == _GROUP_FILES):
+            yield group
+            group, size = [], 0
+        group.append((path, entry))
+        size += entry.size
+    if group:
+        yield group
 
 
 @contextmanager
@@ -178,9 +182,10 @@ def write_out(
     Raises ConflictError, having written nothing, when a file of another content is in the way,
     unless `force`. Files there that the version does not have stay. `progress` as for `Writer`.
     """
-    writer = Writer(db, directory, threads=threads, progress=progress)
     wanted = {p: e for p, e in snapshot.files.items() if paths is None or p in paths}
-    there = {path for path in wanted if os.path.lexists(writer.safe_path(path))}
+    target = Directory(directory)
+    there = {path for path in wanted if target.look(path) is not None}
+    write = wanted
     if not force:
         in_the_way = [p for p in sorted(there) if not holds(db, directory / p, wanted[p], threads)]
         if in_the_way:
@@ -189,11 +194,11 @@ def write_out(
                 + (f", and {len(in_the_way) - 1} more files" if len(in_the_way) > 1 else ""),
                 hint="choose an empty directory, or overwrite them with --force",
             )
-        wanted = {path: entry for path, entry in wanted.items() if path not in there}
-    for path, entry in wanted.items():
-        writer.write(path, entry)
-    writer.finish()
-    return len(wanted) if force else len(wanted) + len(there)
+        write = {path: entry for path, entry in wanted.items() if path not in there}
+    for _ in Writer(db, target, threads=threads, progress=progress).write(write):
+        pass
+    target.finish()
+    return len(wanted)
 
 
 def holds(db: Database, path: Path, entry: FileEntry, threads: int | None = None) -> bool:

@@ -137,8 +137,6 @@ def _record(
     )
     if announce is not None:
         announce(commit_id)
-    if before_publish is not None:
-        before_publish(commit_id)
     session.publish(
         lambda root: move_branch(db, root, target, commit_id),
         action=f"commit {commit_id.hex()[:12]} on {target.branch}",

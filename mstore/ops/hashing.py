@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from mstore.chunking import DEFAULT_CHUNK_SIZE, ContentChunker, piece_lengths, piece_size
 from mstore.chunkreader import default_threads
@@ -78,10 +79,17 @@ def _hashed(
 ) -> Iterator[tuple[_Batch, bytes]]:
     """Pieces of these lengths in batches, each with the ids of its chunks, one after the other."""
     threads = threads or default_threads()
+    batches = _batches(lengths)
+    first = list(islice(batches, 2))
+    if threads == 1 or len(first) < 2:
+        # Starting threads would take longer than the work.
+        for batch in chain(first, batches):
+            yield batch, _hash(source, batch)
+        return
     with ThreadPoolExecutor(threads, "mstore-hash") as pool:
         waiting: deque[tuple[_Batch, Future[bytes]]] = deque()
         try:
-            for batch in _batches(lengths):
+            for batch in chain(first, batches):
                 waiting.append((batch, pool.submit(_hash, source, batch)))
                 if len(waiting) > 2 * threads:
                     done, future = waiting.popleft()
@@ -95,7 +103,7 @@ def _hashed(
 
 
 def _hash(source: Source, batch: _Batch) -> bytes:
-    """Runs in a worker thread."""
+    """The ids of the chunks of a batch. Runs in a worker thread."""
     view = source.view(batch.offset, batch.length, memoryview(bytearray(batch.length)))
     ids, start = bytearray(), 0
     for length in batch.lengths:

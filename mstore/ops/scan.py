@@ -1,6 +1,6 @@
 """Looking through a directory: which files a commit of it holds, and opening them.
 
-Left out: the repository itself, `.git` folders, temporaries of a checkout, and what the patterns
+Left out: whatever is called `.mstore` or `.git`, temporaries of a checkout, and what the patterns
 in `.mstoreignore` name (those of git's ignore files).
 """
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
+from mstore.checks import MAX_PATH_BYTES, path_bytes
 from mstore.errors import InvalidInputError, NotFoundError, StorageError
 from mstore.formats.detect import describe
 from mstore.formats.shards import check_shards
 from mstore.ingest import FileToStore
-from mstore.objects import MAX_PATH_BYTES, path_bytes
 from mstore.sources import FileSource
 from mstore.storage.files import is_temporary, translate_errors
 
@@ -24,7 +24,7 @@ IGNORE_FILE = ".mstoreignore"
 REPOSITORY_FOLDER = ".mstore"
 _SHARDS_SUFFIX = ".safetensors.index.json"
 _MAX_SHARDS_SIZE = 64 << 20
-_SKIPPED_FOLDERS = frozenset({REPOSITORY_FOLDER, ".git"})
+_RESERVED = frozenset({REPOSITORY_FOLDER, ".git"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,25 @@ class Scan:
 
     def files(self) -> list[FoundFile]:
         """Every file that is not left out, sorted by path. Raises StorageError."""
-        return sorted(self._walk(self.directory, ""), key=lambda file: path_bytes(file.path))
+        return sorted(self._walk(), key=lambda file: path_bytes(file.path))
 
-    def _walk(self, folder: Path, prefix: str) -> Iterator[FoundFile]:
-        with translate_errors("list", folder), os.scandir(folder) as entries:
-            listed = list(entries)
-        for entry in listed:
-            path = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name not in _SKIPPED_FOLDERS and not self._ignored(path + "/"):
-                    yield from self._walk(folder / entry.name, path + "/")
-            elif not is_temporary(entry.name) and not self._ignored(path):
-                yield from self._look(entry, path)
+    def _walk(self) -> Iterator[FoundFile]:
+        # Folders may lie deeper in one another than Python's calls may.
+        waiting = [""]
+        while waiting:
+            prefix = waiting.pop()
+            folder = self.directory / prefix
+            with translate_errors("list", folder), os.scandir(folder) as entries:
+                listed = list(entries)
+            for entry in listed:
+                path = prefix + entry.name
+                if is_reserved(entry.name):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if not self._ignored(path + "/"):
+                        waiting.append(path + "/")
+                elif not is_temporary(entry.name) and not self._ignored(path):
+                    yield from self._look(entry, path)
 
     def _look(self, entry: "os.DirEntry[str]", path: str) -> Iterator[FoundFile]:
         try:
@@ -81,6 +88,14 @@ class Scan:
             self.warnings.append(f"{path} is a link to a folder; passed over")
         else:
             self.warnings.append(f"{path} is not a regular file; passed over")
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a file or folder called so is no part of any version.
+
+    Case counts for nothing, since some file systems take `.GIT` for `.git`.
+    """
+    return name.lower() in _RESERVED
 
 
 def read_ignore_file(path: Path) -> Callable[[str], bool]:
