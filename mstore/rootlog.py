@@ -219,15 +219,14 @@ class RootLog:
             author=author,
             action=action,
         )
+        key, stored = root_key(root.number), _checked(root)
         try:
-            created = self.storage.put(root_key(root.number), [_checked(root)])
+            created = self.storage.put(key, [stored])
         except DurabilityError:
             raise
         except StorageError:
-            # A lost response is not a lost write: look whether it is there and is ours.
-            if not self._is_ours(root):
-                raise
-            created = True
+            # A lost response is not a lost write: asking again tells whether it is there.
+            created = self.storage.put(key, [stored])
         if not created and not self._is_ours(root):
             return None
         if not self._is_linked(root):

@@ -161,14 +161,15 @@ def test_something_gone_for_good_is_told(log: RootLog) -> None:
 
 
 class LossyStorage(MemoryStorage):
-    """Creates objects, but says that it failed."""
+    """Creates an object, but says that it failed."""
 
     error: type[StorageError] | None = None
 
     def put(self, key: str, parts: object) -> bool:  # type: ignore[override]
         created = super().put(key, parts)  # type: ignore[arg-type]
-        if self.error is not None:
-            raise self.error("no answer")
+        error, self.error = self.error, None
+        if error is not None:
+            raise error("no answer")
         return created
 
 

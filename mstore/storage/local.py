@@ -91,10 +91,10 @@ class LocalStorage(Storage):
                     f"cannot create {path}: files in {self._root} vanish while they are written",
                     hint="find out what else deletes files there",
                 ) from error
-        if created:
-            self._files.fsync_dir(path.parent)
-        else:
+        if not created:
             self.head(key)  # raises if what has the name is no object
+        # Also when it was there: it may have been created just now, by somebody who then failed.
+        self._files.fsync_dir(path.parent)
         return created
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
