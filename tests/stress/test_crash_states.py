@@ -5,6 +5,7 @@ not at all, and there for certain once it has returned; the next commit just wor
 clean; gc then leaves nothing behind.
 """
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,8 +129,8 @@ def forgetful_gc_step(scene: Scene, repo: Repository) -> None:
     scene.acknowledged = {repo.branches["main"]: arrays(1, 10)}
 
 
-def record(scene: Scene, step: Step) -> Record:
-    files = RecordingFiles(scene.base)
+def record(scene: Scene, step: Step, recording: type[RecordingFiles] = RecordingFiles) -> Record:
+    files = recording(scene.base)
     step(scene, scene.open(files))
     return Record(files.before, files.operations)
 
@@ -168,9 +169,15 @@ def seen(scene: Scene) -> Before:
     return scene.open().database.root.refs("default"), dict(scene.acknowledged)
 
 
-def check_states(step: Step, scene: Scene, tmp_path: Path, one_in: int) -> None:
+def check_states(
+    step: Step,
+    scene: Scene,
+    tmp_path: Path,
+    one_in: int,
+    recording: type[RecordingFiles] = RecordingFiles,
+) -> None:
     before = seen(scene)
-    recorded = record(scene, step)
+    recorded = record(scene, step, recording)
     states = list(crash_states(recorded))
     assert len(states) > len(recorded.operations) / 2
     # Those after the last operation come first, and are all looked at.
@@ -184,6 +191,23 @@ def check_states(step: Step, scene: Scene, tmp_path: Path, one_in: int) -> None:
 )
 def test_crash_states(step: Step, one_in: int, scene: Scene, tmp_path: Path) -> None:
     check_states(step, scene, tmp_path, one_in)
+
+
+class LostAnswer(RecordingFiles):
+    """Gives the root its name, and then says that this failed."""
+
+    lost = False
+
+    def perform(self, operation, path, call, *arguments):  # type: ignore[no-untyped-def]
+        result = super().perform(operation, path, call, *arguments)
+        if operation == "link" and path.parent.name == "roots" and not self.lost:
+            self.lost = True
+            raise OSError(errno.EIO, "Input/output error")
+        return result
+
+
+def test_a_commit_whose_success_was_reported_as_failure(scene: Scene, tmp_path: Path) -> None:
+    check_states(commit_step, scene, tmp_path, 10, LostAnswer)
 
 
 @pytest.mark.slow
