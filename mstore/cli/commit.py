@@ -47,6 +47,7 @@ mstore -C runs/7 --repo /srv/models --model bert commit
 @click.option("-m", "--message", metavar="MSG", default="", help="What there is to say about it.")
 @click.option("--meta", metavar="KEY=VALUE", multiple=True, help="A value to record with it.")
 @click.option("--branch", metavar="NAME", help="Make this branch and commit onto it.")
+@click.option("--rehash", is_flag=True, help="Read all files, whatever their times say.")
 @click.option("--author", metavar="NAME", help="Who made it, if not you.")
 def commit(
     call: Invocation,
@@ -54,6 +55,7 @@ def commit(
     message: str,
     meta: tuple[str, ...],
     branch: str | None,
+    rehash: bool,
     author: str | None,
 ) -> None:
     """Record a version of the working directory.
@@ -61,6 +63,9 @@ def commit(
     It holds all files but those that .mstoreignore names, or only what changed at the PATHs with
     the rest as HEAD has it. A VALUE of --meta that is JSON (a number, true, a list, …) is recorded
     as that, other text as it is.
+
+    Files whose size and times are as before are not read again. A program that writes through a
+    memory map (np.memmap) may leave the times as they are; then use --rehash.
 
     With --repo, and no working directory of that repository here, the files of the current
     directory are recorded as the next version of a branch (main, or --branch).
@@ -71,7 +76,7 @@ def commit(
     start = call.refs.branches
     try:
         if call.place.directory is not None:
-            outcome = _commit_worktree(call, paths, description, branch)
+            outcome = _commit_worktree(call, paths, description, branch, rehash)
         else:
             if paths:
                 raise Misuse("PATH needs a working directory", hint="go there, or leave it out")
@@ -103,7 +108,11 @@ def parse_metadata(pairs: Sequence[str]) -> dict[str, MetadataValue]:
 
 
 def _commit_worktree(
-    call: Invocation, paths: Sequence[str], description: Description, branch: str | None
+    call: Invocation,
+    paths: Sequence[str],
+    description: Description,
+    branch: str | None,
+    rehash: bool,
 ) -> _Outcome:
     tree = call.worktree()
     if call.model != tree.head.model:
@@ -114,7 +123,9 @@ def _commit_worktree(
     chosen = [inside(tree.directory, path) for path in paths] or None
     began = time.perf_counter()
     with progress(call, "recording") as told:
-        recorded = tree.commit(description, paths=chosen, branch=branch, progress=told)
+        recorded = tree.commit(
+            description, paths=chosen, branch=branch, rehash=rehash, progress=told
+        )
     return _Outcome(recorded, tree.head.branch or "", time.perf_counter() - began, tree.warnings)
 
 

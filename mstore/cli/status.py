@@ -16,12 +16,14 @@ mstore status
 mstore status --json | jq -r '.modified[]'
 """,
 )
-def status(call: Invocation) -> None:
+@click.option("--rehash", is_flag=True, help="Read all files, whatever their times say.")
+def status(call: Invocation, rehash: bool) -> None:
     """Show what changed in the working directory since HEAD.
 
-    Files are only read where their size or times have changed.
+    Files are only read where their size or times have changed. A program that writes through a
+    memory map (np.memmap) may leave the times as they are; then --rehash sees the change.
     """
-    found = call.worktree().status()
+    found = call.worktree().status(rehash=rehash)
     if call.json:
         output.document(_document(found))
         return
@@ -42,12 +44,15 @@ def _print_head(call: Invocation, found: Status) -> None:
     if head.commit is None:
         output.data(f"{where}, with no commits yet")
         return
-    said = text.first_line(call.db.commit(head.commit).message)
-    output.data(f"{where}, at {click.style(text.short(head.commit), fg='yellow')} {said}")
+    at = f"{where}, at {click.style(text.short(head.commit), fg='yellow')}"
+    if found.forgotten:
+        output.data(f"{at}, which gc has removed")
+        return
+    output.data(f"{at} {text.first_line(call.db.commit(head.commit).message)}")
 
 
 def _print_trouble(call: Invocation, found: Status) -> None:
-    """An interrupted checkout, a branch that moved, a HEAD on no branch."""
+    """An interrupted checkout, a HEAD that is no more, a branch that moved, a HEAD on no branch."""
     if found.interrupted is not None:
         name = _revision(call, found.head.model, found.interrupted)
         output.data("")
@@ -57,6 +62,12 @@ def _print_trouble(call: Invocation, found: Status) -> None:
         )
         output.data(f"  finish it:    mstore checkout {name}")
         output.data("  take it back: mstore checkout --force HEAD")
+    if found.forgotten:
+        output.data("")
+        output.data("Nothing is known of the files of that version, so all here count as added.")
+        output.data("  keep them:          mstore commit --branch NAME")
+        output.data("  go to another one:  mstore checkout --force REV")
+        return
     if found.moved is not None:
         output.data("")
         output.data(
@@ -74,7 +85,7 @@ def _print_trouble(call: Invocation, found: Status) -> None:
 def _print_changes(found: Status) -> None:
     if found.clean:
         files = text.count(found.unchanged, "file")
-        if found.head.commit is None:
+        if found.head.commit is None or found.forgotten:
             output.data("nothing to commit: there are no files here")
         else:
             output.data(f"nothing to commit, the directory is as HEAD has it ({files})")
@@ -88,9 +99,10 @@ def _print_changes(found: Status) -> None:
     for path, what, color in sorted(changes):
         output.data(f"  {click.style(f'{what:<8}', fg=color)}  {text.visible(path)}")
     output.data("")
+    option = " --branch NAME" if found.forgotten else ""
     output.data(
         f"{text.count(len(changes), 'file')} changed, {found.unchanged} unchanged; "
-        "record all with: mstore commit"
+        f"record all with: mstore commit{option}"
     )
 
 
@@ -111,5 +123,6 @@ def _document(found: Status) -> dict[str, object]:
         "unchanged": found.unchanged,
         "interrupted": found.interrupted.hex() if found.interrupted else None,
         "moved": found.moved.hex() if found.moved else None,
+        "forgotten": found.forgotten,
         "warnings": found.warnings,
     }
