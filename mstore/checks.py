@@ -36,18 +36,18 @@ def check_path(path: str) -> str:
 def check_text(what: str, value: str) -> str:
     """`value`, if it is text that UTF-8 can hold; raises InvalidInputError naming `what`."""
     if not isinstance(value, str):
-        raise InvalidInputError(f"the {what} must be text, not {type(value).__name__}")
+        raise InvalidInputError(f"{what} must be text, not {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidInputError(f"the {what} holds what is not Unicode text") from None
+        raise InvalidInputError(f"{what} holds text that is not Unicode") from None
     return value
 
 
 def check_metadata(metadata: Mapping[str, MetadataValue]) -> dict[str, MetadataValue]:
     """`metadata` as a plain dict; raises InvalidInputError when a value is not of JSON's kinds."""
     for key, value in metadata.items():
-        if not check_text("key of metadata", key):
+        if not check_text("a key of metadata", key):
             raise InvalidInputError("a key of metadata is empty")
         _check_value(key, value, depth=0)
     return dict(metadata)
@@ -68,7 +68,7 @@ def _check_value(where: str, value: object, depth: int) -> None:
             _check_value(f"{where}[{number}]", item, depth + 1)
     elif type(value) is dict:
         for key, item in value.items():
-            check_text(f"key of metadata {where}", key)
+            check_text(f"a key of metadata {where}", key)
             _check_value(f"{where}.{key}", item, depth + 1)
     else:
         raise InvalidInputError(

@@ -166,8 +166,8 @@ class Commit:
         """The canonical bytes; raises InvalidInputError when a value cannot be recorded."""
         return pack(
             {
-                "author": check_text("author", self.author),
-                "message": check_text("message", self.message),
+                "author": check_text("the author", self.author),
+                "message": check_text("the message", self.message),
                 "metadata": check_metadata(self.metadata),
                 "parents": list(self.parents),
                 "snapshot": self.snapshot,

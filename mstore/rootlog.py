@@ -310,7 +310,7 @@ def encode(root: Root) -> bytes:
     body = pack(
         {
             "action": root.action,
-            "author": check_text("author", root.author),
+            "author": check_text("the author", root.author),
             "condemned": sorted(root.condemned),
             "doomed": sorted(root.doomed),
             "forgotten": sorted(root.forgotten),

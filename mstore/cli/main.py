@@ -173,4 +173,17 @@ def run() -> NoReturn:
         # A terminal that cannot show a character gets its escape.
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    cli.main()
+    # numpy's BLAS is not used, but would start a thread for each processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            code = code or _report(error)
+    # Taking the interpreter and numpy apart in order would take longer than most commands.
+    os._exit(code)

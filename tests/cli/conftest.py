@@ -82,8 +82,8 @@ class Mstore:
     def modules_after(self, *args: str) -> set[str]:
         """What a process has imported when it has run the command."""
         script = (
-            "import sys\nfrom mstore.cli.main import run\n"
-            "try:\n    run()\n"
+            "import sys\nfrom mstore.cli.main import cli\n"
+            "try:\n    cli.main()\n"
             "finally:\n    print('\\n'.join(sys.modules), file=sys.stderr)"
         )
         command = [sys.executable, "-c", script, *args]

@@ -1,4 +1,4 @@
-"""Working directories: status, commit, checkout, and every way they can be interrupted."""
+"""Working directories: status, commit, checkout, back and forth between versions."""
 
 import os
 import shutil
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import Tree, description
 
-from mstore.database import Database
 from mstore.errors import (
     ConflictError,
     CorruptDataError,
@@ -19,56 +19,8 @@ from mstore.errors import (
     UnsafeInputError,
 )
 from mstore.head import Head
-from mstore.ops.commit import Description, Recorded
 from mstore.ops.refs import create_branch
-from mstore.storage.files import Files, is_temporary
-from mstore.storage.local import LocalStorage
-from mstore.worktree import Status, Worktree, find_worktree
-
-
-def description(message: str = "") -> Description:
-    return Description("Ada", message)
-
-
-class Tree:
-    """A working directory and short ways to change it."""
-
-    def __init__(self, directory: Path, files: Files | None = None) -> None:
-        self.directory = directory
-        directory.mkdir(exist_ok=True)
-        db = Database.create(LocalStorage(directory / ".mstore"), "Ada")
-        self.tree = Worktree.create(directory, db)
-        if files is not None:
-            self.tree = Worktree(directory, db, files)
-
-    def write(self, **files: str | None) -> None:
-        for name, text in files.items():
-            path = self.directory / name.replace("__", "/")
-            if text is None:
-                path.unlink()
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
-
-    def read(self) -> dict[str, str]:
-        return {
-            path.relative_to(self.directory).as_posix(): path.read_text()
-            for path in sorted(self.directory.rglob("*"))
-            if path.is_file() and ".mstore" not in path.parts and not is_temporary(path.name)
-        }
-
-    def commit(self, message: str = "", **files: str | None) -> Recorded:
-        self.write(**files)
-        return self.tree.commit(description(message))
-
-    def again(self) -> Worktree:
-        """The same directory as another process would open it."""
-        return Worktree(self.directory, Database.open(LocalStorage(self.directory / ".mstore")))
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    return Tree(tmp_path / "models")
+from mstore.worktree import Status, find_worktree
 
 
 def changes(status: Status) -> tuple[tuple[str, ...], ...]:
@@ -332,58 +284,6 @@ def test_a_new_branch_at_head_keeps_the_changes(tree: Tree) -> None:
     assert tree.tree.checkout(first.id, "side").kept == ("a",)
     tree.commit("on side")
     assert tree.tree.db.root.refs("default").branches["main"] == first.id
-
-
-class StoppingFiles(Files):
-    """Stops like a killed process in front of the nth operation."""
-
-    left = 10**9
-
-    def perform(self, operation, path, call, *arguments):  # type: ignore[no-untyped-def]
-        self.left -= 1
-        if self.left < 0:
-            raise KeyboardInterrupt
-        return super().perform(operation, path, call, *arguments)
-
-
-@pytest.mark.parametrize("forward", [True, False])
-def test_a_checkout_killed_at_any_step(tmp_path: Path, forward: bool) -> None:
-    files = StoppingFiles()
-    made = Tree(tmp_path / "models", files)
-    first = made.commit(a="1", b="same", sub__c="1", gone="1")
-    one = made.read()
-    second = made.commit(a="2", sub__c="2", gone=None, new__d="2")
-    two = made.read()
-    origin, target = (first, second) if forward else (second, first)
-    expected = two if forward else one
-    steps, finished = 0, False
-    while not finished:
-        files.left = 10**9
-        made.tree.checkout(origin.id, "main", force=True)
-        files.left = steps
-        try:
-            made.tree.checkout(target.id, "main")
-            finished = True
-        except KeyboardInterrupt:
-            files.left = 10**9
-            again = made.again()
-            for path, text in made.read().items():
-                assert text in (one.get(path), two.get(path)), path
-            status = again.status()
-            if status.interrupted is not None:
-                assert status.interrupted == target.id
-                with pytest.raises(ConflictError, match="did not finish"):
-                    again.commit(description())
-                again.checkout(target.id, "main")
-            elif not (status.clean and status.head.commit in (origin.id, target.id)):
-                raise AssertionError(f"step {steps}: {status}") from None
-            else:
-                again.checkout(target.id, "main")
-            assert made.read() == expected
-            assert again.status().clean
-            assert again.status().interrupted is None
-        steps += 1
-    assert steps > 15
 
 
 def test_damage_is_named_and_the_old_file_stays(tree: Tree) -> None:
