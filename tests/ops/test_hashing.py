@@ -9,7 +9,7 @@ from mstore.errors import ConflictError
 from mstore.ingest import FileToStore
 from mstore.layout import Tensor, cover, opaque
 from mstore.ops.commit import Content, Description, Target, record
-from mstore.ops.hashing import describe_file
+from mstore.ops.hashing import describe_file, is_content
 from mstore.sources import BufferSource, FileSource
 from mstore.storage.memory import MemoryStorage
 
@@ -71,6 +71,21 @@ def test_a_file_that_changes_is_told(tmp_path, size):
     with pytest.raises(ConflictError):
         describe_file(source, opaque(SIZE))
     source.close()
+
+
+def test_no_threads_are_started_for_small_files(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("threads were started")
+
+    monkeypatch.setattr("mstore.ops.hashing.ThreadPoolExecutor", refuse)
+    path = tmp_path / "f"
+    for size in (0, 1, 4 << 20):
+        path.write_bytes(DATA[:size])
+        source, memory = FileSource(path), BufferSource([memoryview(DATA)[:size]])
+        found = describe_file(source, opaque(size), threads=2)
+        assert is_content(memory, found, threads=2)
+    with pytest.raises(AssertionError, match="threads"):
+        describe_file(BufferSource([memoryview(DATA)]), opaque(SIZE), threads=2)
 
 
 def test_memory_is_bounded(tmp_path):
