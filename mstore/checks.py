@@ -73,5 +73,5 @@ def _check_value(where: str, value: object, depth: int) -> None:
     else:
         raise InvalidInputError(
             f"metadata {where} is a {type(value).__name__}, which cannot be recorded",
-            hint="use text, numbers, true/false, None, lists and dicts",
+            hint="use text, int, float, bool, None, lists and dicts; float(x) of a scalar",
         )

@@ -9,7 +9,7 @@ from mstore.author import default_author, local_zone
 from mstore.checks import MetadataValue, check_path
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.database import Database
-from mstore.errors import InvalidInputError, NoRepositoryError, NotFoundError
+from mstore.errors import InvalidInputError, NoRepositoryError, NotFoundError, StorageError
 from mstore.ids import Id
 from mstore.ingest import FileToStore
 from mstore.ops import gc as gc_op
@@ -40,6 +40,10 @@ Location = str | os.PathLike[str]
 class Repository:
     """A repository, as the model `model_name` of it. `repo["main~2"]` is a version.
 
+    A revision is a branch, a tag, or an id or its first digits, with `~N` for N versions back.
+    `HEAD` is the newest version of `main` here: what a working directory shows is a matter of the
+    command line.
+
     Made by `mstore.init` and `mstore.open`. All views of one repository share the cached root;
     every call that changes something looks for a newer one first, `refresh` does so at will.
     """
@@ -54,7 +58,7 @@ class Repository:
         where = self.database.storage.location
         return f"<Repository {where}{model}, {count} branch{'es' if count != 1 else ''}>"
 
-    def __getitem__(self, revision: str) -> Snapshot:
+    def __getitem__(self, revision: str | Id) -> Snapshot:
         """The version that `revision` names; raises NotFoundError with the nearest names."""
         return Snapshot(self.database, self._resolve(revision))
 
@@ -175,7 +179,7 @@ class Repository:
         )
 
     def create_branch(
-        self, name: str, revision: str = "HEAD", *, author: str | None = None
+        self, name: str, revision: str | Id = DEFAULT_BRANCH, *, author: str | None = None
     ) -> None:
         """Make a branch at `revision`; raises ConflictError when it exists."""
         commit = self._resolve(revision)
@@ -183,7 +187,9 @@ class Repository:
             self.database, self.model_name, name, commit, author=author or default_author()
         )
 
-    def create_tag(self, name: str, revision: str = "HEAD", *, author: str | None = None) -> None:
+    def create_tag(
+        self, name: str, revision: str | Id = DEFAULT_BRANCH, *, author: str | None = None
+    ) -> None:
         """Make a tag at `revision`; raises ConflictError when it exists."""
         commit = self._resolve(revision)
         refs_op.create_tag(
@@ -219,12 +225,17 @@ class Repository:
         author: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> gc_op.Report:
-        """Delete what no branch or tag of any model reaches; see `ops.gc.collect`."""
+        """Delete what no branch or tag of any model reaches.
+
+        With `keep_last`, also all but the newest so many versions of each branch of this model,
+        besides tagged ones. A dry run only says what would go. What is deleted cannot be undone.
+        """
         return gc_op.collect(
             self.database,
             author=author or default_author(),
             dry_run=dry_run,
             keep_last=keep_last,
+            model=self.model_name,
             progress=progress,
         )
 
@@ -236,7 +247,9 @@ class Repository:
         """How large everything is, and what sharing and compression save."""
         return stats(self.database)
 
-    def _resolve(self, revision: str) -> Id:
+    def _resolve(self, revision: str | Id) -> Id:
+        if isinstance(revision, bytes):
+            revision = revision.hex()
         return resolve(self.database, self.model_name, revision)
 
 
@@ -249,6 +262,10 @@ def init(location: Location, *, bare: bool = False, author: str | None = None) -
     if bare or is_url(location):
         return Repository(Database.create(open_storage(location), author))
     directory = Path(location)
+    if (directory / "roots").is_dir():
+        raise StorageError(
+            f"{directory} is itself a repository", hint="use it with: mstore --repo PATH COMMAND"
+        )
     db = Database.create(open_storage(directory / REPOSITORY_FOLDER), author)
     Worktree.create(directory, db)
     return Repository(db)
@@ -285,6 +302,11 @@ def _content(content: object, path: str | None, progress: Progress) -> Content:
         if path is not None:
             raise InvalidInputError("path= names the file that values become, not files on disk")
         return _files_content(Path(content), progress)
+    if path is not None and not path.endswith(".safetensors"):
+        raise InvalidInputError(
+            f"values become a safetensors file, which {path!r} does not sound like",
+            hint="end the path in .safetensors",
+        )
     arrays = flatten(content)
     progress.begin(arrays.size)
     name = check_path(path or ARRAYS_PATH)

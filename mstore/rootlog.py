@@ -87,6 +87,9 @@ class Root:
     forgotten: frozenset[Id] = frozenset()
     restores: int | None = None
 
+    def __repr__(self) -> str:
+        return f"<Root {self.number}: {self.action}, by {self.author}>"
+
     def refs(self, model: str) -> Refs:
         """The refs of `model`, empty when there is no such model."""
         return self.models.get(model, Refs())
@@ -131,8 +134,16 @@ class RootLog:
             repository=os.urandom(16).hex(),
             models={},
         )
+        where = self.storage.location
+        if not self.numbers() and any(
+            next(self.storage.list(folder), None) for folder in ("packs/", "indexes/")
+        ):
+            raise StorageError(
+                f"{where} holds the packs of a repository whose root log is gone",
+                hint="bring its roots/ back from a backup, or make a repository elsewhere",
+            )
         if self.numbers() or not self.storage.put(root_key(1), [_checked(root)]):
-            raise StorageError(f"there is already a repository in {self.storage.location}")
+            raise StorageError(f"there is already a repository in {where}")
         return root
 
     def numbers(self) -> list[int]:

@@ -71,6 +71,31 @@ class FileView:
         return f"<File {self.path} {self.format} {self.size} bytes>"
 
 
+class Files(Mapping[str, FileView]):
+    """The files of a version by path."""
+
+    def __init__(self, files: Mapping[str, FileView]) -> None:
+        self._files = files
+
+    def __getitem__(self, path: str) -> FileView:
+        try:
+            return self._files[path]
+        except KeyError:
+            raise NotFoundError(
+                f"there is no file {path!r} in this version", hint="list(snapshot.files) names them"
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(list(self._files)[:3])
+        return f"<{len(self)} files: {shown}{', …' if len(self) > 3 else ''}>"
+
+
 class Tensors(Mapping[str, TensorView]):
     """The tensors of a version.
 
@@ -163,10 +188,12 @@ class Snapshot:
     @cached_property
     def files(self) -> Mapping[str, FileView]:
         """The files by path."""
-        return {
-            path: FileView(path, entry, self._db, self._reader)
-            for path, entry in self.record.files.items()
-        }
+        return Files(
+            {
+                path: FileView(path, entry, self._db, self._reader)
+                for path, entry in self.record.files.items()
+            }
+        )
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorView]:

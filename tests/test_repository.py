@@ -271,3 +271,38 @@ def test_two_repositories_on_one_place_see_each_other(tmp_path: Path) -> None:
     assert second.parents == (one["main"].id,)
     one.refresh()
     assert one["main"].message == "from two"
+
+
+def test_ids_are_taken_as_text_or_bytes(repo: Repository) -> None:
+    snapshot = repo.commit({"w": 1})
+    assert repo[bytes.fromhex(snapshot.id)] == snapshot
+    repo.delete_branch("main")
+    (lost,) = repo.gc(dry_run=True).lost
+    repo.create_branch("back", lost.id)
+    assert repo["back"] == snapshot
+
+
+def test_what_is_missing_is_named(repo: Repository) -> None:
+    snapshot = repo.commit({"w": 1}, branch="dev")
+    with pytest.raises(NotFoundError, match=r"no file 'nope'"):
+        snapshot.files["nope"]
+    assert "nope" not in snapshot.files
+    assert repr(snapshot.files) == "<1 files: model.safetensors>"
+    with pytest.raises(NotFoundError, match=r"no branch main.*branches: dev"):
+        repo["HEAD"]
+    with pytest.raises(InvalidInputError, match=r"\.safetensors"):
+        repo.commit({"w": 1}, path="w.npy")
+    assert repr(repo.diff("dev", "dev")) == "<Diff 0 files, 0 tensors changed>"
+    assert repr(next(repo.reflog())).startswith("<Root 2: commit ")
+
+
+def test_no_repository_inside_or_over_another(tmp_path: Path) -> None:
+    mstore.init(tmp_path / "hub", bare=True).commit({"w": 1})
+    with pytest.raises(StorageError, match="itself a repository"):
+        mstore.init(tmp_path / "hub")
+    mstore.init(tmp_path / "tree").commit({"w": 1})
+    for root in (tmp_path / "tree" / ".mstore" / "roots").iterdir():
+        root.unlink()
+    with pytest.raises(StorageError, match="backup"):
+        mstore.init(tmp_path / "tree")
+    assert list((tmp_path / "tree" / ".mstore" / "packs").iterdir())

@@ -3,10 +3,12 @@
 import click
 
 from mstore.cli import output, text
+from mstore.cli.failures import Misuse
 from mstore.cli.invocation import Invocation, command
 from mstore.cli.progress import progress
 from mstore.errors import ConflictError
 from mstore.ops.gc import Report, collect
+from mstore.ops.revisions import unknown_model
 
 
 @command(
@@ -22,7 +24,7 @@ mstore gc --keep-last 10 --dry-run
     "--keep-last",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Of each branch keep only the newest N versions, besides tagged ones.",
+    help="Of each branch of the model keep only the newest N versions, besides tagged ones.",
 )
 def gc(call: Invocation, dry_run: bool, keep_last: int | None) -> None:
     """Delete what no branch or tag reaches.
@@ -31,6 +33,10 @@ def gc(call: Invocation, dry_run: bool, keep_last: int | None) -> None:
     Others may read and commit meanwhile. What gc deletes is gone: `mstore undo` cannot bring it
     back.
     """
+    if call.options.model is not None and keep_last is None:
+        raise Misuse("gc is a matter of the whole repository; --model goes only with --keep-last")
+    if keep_last is not None and call.model not in call.db.root.models:
+        raise unknown_model(call.model, call.db)
     _keep_head(call, keep_last)
     with progress(call, "copying") as told:
         report = collect(
@@ -38,6 +44,7 @@ def gc(call: Invocation, dry_run: bool, keep_last: int | None) -> None:
             author=call.author,
             dry_run=dry_run,
             keep_last=keep_last,
+            model=call.model,
             progress=told.advance,
         )
     if call.json:
@@ -51,7 +58,9 @@ def _keep_head(call: Invocation, keep_last: int | None) -> None:
     head = call.directory_head.commit if call.directory_head else None
     if head is None or head in call.db.root.tips():
         return
-    report = collect(call.db, author=call.author, dry_run=True, keep_last=keep_last)
+    report = collect(
+        call.db, author=call.author, dry_run=True, keep_last=keep_last, model=call.model
+    )
     if head in {lost.id for lost in report.lost}:
         raise ConflictError(
             f"the working directory shows {text.short(head)}, which gc would delete",

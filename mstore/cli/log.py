@@ -13,6 +13,7 @@ from mstore.errors import InvalidInputError
 from mstore.ids import Id
 from mstore.ops.history import Entry
 from mstore.ops.history import log as history
+from mstore.ops.revisions import unknown_model
 from mstore.ops.where import Condition, parse_where
 
 
@@ -86,6 +87,8 @@ def _tips(call: Invocation, revision: str | None, everything: bool) -> list[Id]:
     head = call.head.commit if call.head else None
     if head is not None and not everything:
         return [head]
+    if call.model not in call.db.root.models and call.db.root.models:
+        raise unknown_model(call.model, call.db)
     tips = [*call.refs.branches.values(), *call.refs.tags.values()]
     return tips if head is None else [head, *tips]
 

@@ -8,6 +8,7 @@ import click
 
 from mstore.cli import output, text
 from mstore.cli.describe import head_document
+from mstore.cli.failures import Misuse
 from mstore.cli.invocation import Invocation, command
 from mstore.cli.place import REPOSITORY_FOLDER
 from mstore.head import Head, HeadFile
@@ -58,6 +59,8 @@ def undo(call: Invocation, to: int | None) -> None:
     # Checking what the versions need takes numpy, which reflog need not wait for.
     from mstore.ops import refs
 
+    if call.options.model is not None:
+        raise Misuse("undo is a matter of the whole repository, so it takes no --model")
     before = call.db.refresh()
     restored = refs.undo(call.db, author=call.author, to=to)
     after = call.db.root

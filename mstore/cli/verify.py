@@ -90,7 +90,8 @@ def _harm(damage: Damage) -> str:
         return "all files"
     if damage.tensor is None:
         return f"file {text.visible(damage.file)}"
-    return f"tensor {text.visible(damage.tensor)} of {text.visible(damage.file)}"
+    tensor = f"tensor {text.visible(damage.tensor)}" if damage.tensor else "the tensor"
+    return f"{tensor} of {text.visible(damage.file)}"
 
 
 def _versions(call: Invocation, damage: Damage, report: VerifyReport) -> str:

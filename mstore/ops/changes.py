@@ -173,6 +173,9 @@ class Diff:
     def __bool__(self) -> bool:
         return bool(self.files)
 
+    def __repr__(self) -> str:
+        return f"<Diff {len(self.files)} files, {len(self.tensors)} tensors changed>"
+
     def to_json(self) -> dict[str, object]:
         """Everything, as plain values."""
         return {

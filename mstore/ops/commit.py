@@ -151,8 +151,9 @@ def move_branch(db: Database, root: Root, target: Target, commit: Id) -> Root:
     tip = refs.branches.get(target.branch)
     if tip is not None and target.tip is None:
         raise ConflictError(
-            f"branch {target.branch} exists already, at {tip.hex()[:12]}; nothing was recorded",
-            hint="choose another name with --branch",
+            f"branch {target.branch} exists already, or has just been made, "
+            f"at {tip.hex()[:12]}; nothing was recorded",
+            hint="commit again to follow it, or choose another name with --branch",
         )
     if tip is None and target.branch in refs.tags:
         raise ConflictError(

@@ -95,11 +95,13 @@ def collect(
     author: str,
     dry_run: bool = False,
     keep_last: int | None = None,
+    model: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Delete what no branch or tag reaches; see the module's docstring for how.
 
-    `keep_last` keeps only so many of the newest versions of each branch, besides tagged ones.
+    `keep_last` keeps only so many of the newest versions of each branch of `model` (of all models
+    when None), besides tagged ones.
     Raises CorruptDataError, having deleted nothing, when something that is reached is missing.
     `progress` is told how many more bytes were copied out of mostly dead packs.
     """
@@ -108,7 +110,7 @@ def collect(
     for _attempt in range(_ATTEMPTS):
         root, copied = db.refresh(), 0
         try:
-            plan = _plan(db, root, keep_last)
+            plan = _plan(db, root, keep_last, model)
             if dry_run:
                 return _report(plan, leftovers=0, copied=_expected_copy(plan))
             if not plan.garbage and plan.forgotten == root.forgotten:
@@ -131,11 +133,11 @@ def collect(
     return _report(plan, leftovers=db.storage.sweep(), copied=copied)
 
 
-def _plan(db: Database, root: Root, keep_last: int | None) -> _Plan:
+def _plan(db: Database, root: Root, keep_last: int | None, model: str | None) -> _Plan:
     for index in (*db.chunk_indexes(), *db.metadata_indexes()):
         # A damaged index could make live packs look dead.
         check_rows(index)
-    kept, forgotten = _kept_commits(db, root, keep_last)
+    kept, forgotten = _kept_commits(db, root, keep_last, model)
     reached = Reached(db)
     reached.add(kept)
     sizes = {
@@ -162,16 +164,19 @@ def _plan(db: Database, root: Root, keep_last: int | None) -> _Plan:
 
 
 def _kept_commits(
-    db: Database, root: Root, keep_last: int | None
+    db: Database, root: Root, keep_last: int | None, model: str | None
 ) -> tuple[list[Id], frozenset[Id]]:
     """The commits that stay, and those named as parents by them that do not."""
-    if keep_last is None:
-        kept = {identifier for identifier, _ in db.ancestry(root.tips())}
-    else:
-        kept = {tag for refs in root.models.values() for tag in refs.tags.values()}
-        for refs in root.models.values():
-            for tip in refs.branches.values():
-                kept.update(_newest(db, tip, keep_last))
+    kept: set[Id] = set()
+    whole: set[Id] = set()
+    for name, refs in root.models.items():
+        if keep_last is None or model not in (None, name):
+            whole.update(refs.branches.values(), refs.tags.values())
+            continue
+        kept.update(refs.tags.values())
+        for tip in refs.branches.values():
+            kept.update(_newest(db, tip, keep_last))
+    kept.update(identifier for identifier, _ in db.ancestry(whole))
     parents = {parent for commit in kept for parent in db.commit(commit).parents}
     return sorted(kept), frozenset(parents - kept)
 

@@ -81,6 +81,12 @@ def _sorted(db: Database, entries: Iterable[Entry], key: str) -> list[Entry]:
             ranked.append(((0, found), entry))
         else:
             last.append(entry)
+    if last and not ranked:
+        keys = sorted({key for entry in last for key in entry.commit.metadata})
+        raise InvalidInputError(
+            f"no version has a value {name!r} to sort by",
+            hint=f"metadata here: {', '.join(keys[:8]) or 'none'}",
+        )
     # Both ways this sort leaves equal values in their order.
     ranked.sort(key=itemgetter(0), reverse=key.startswith("-"))
     return [entry for _, entry in ranked] + last

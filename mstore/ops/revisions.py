@@ -24,7 +24,7 @@ def check_name(kind: str, name: str) -> str:
         not _NAME.fullmatch(name)
         or not name.isprintable()
         or len(name) > 200
-        or name == "HEAD"
+        or name in ("HEAD", "@")
         or name.startswith("-")
         or any(part in ("", ".", "..") for part in parts)
     ):
@@ -59,7 +59,7 @@ def _base(db: Database, model: str, name: str, head: Id | None) -> Id:
     refs = db.root.refs(model)
     if name in ("HEAD", "@"):
         if (commit := head or refs.branches.get(DEFAULT_BRANCH)) is None:
-            raise NotFoundError("there are no commits yet", hint="make one with: mstore commit")
+            raise _no_head(model, refs, db)
         return commit
     for names in (refs.branches, refs.tags):
         if name in names:
@@ -74,11 +74,25 @@ def _base(db: Database, model: str, name: str, head: Id | None) -> Id:
     raise _unknown(name, model, refs, db)
 
 
+def _no_head(model: str, refs: Refs, db: Database) -> NotFoundError:
+    if refs.branches:
+        near = ", ".join(sorted(refs.branches)[:5])
+        return NotFoundError(f"there is no branch {DEFAULT_BRANCH}", hint=f"branches: {near}")
+    if model not in db.root.models and db.root.models:
+        return unknown_model(model, db)
+    return NotFoundError("there are no commits yet", hint="make one with: mstore commit")
+
+
+def unknown_model(model: str, db: Database) -> NotFoundError:
+    """The error for a model that is not in the repository, naming those that are."""
+    near = ", ".join(sorted(db.root.models)[:8])
+    return NotFoundError(f"there is no model {model!r}", hint=f"models here: {near}")
+
+
 def _unknown(name: str, model: str, refs: Refs, db: Database) -> NotFoundError:
     names = [*refs.branches, *refs.tags]
     if not names and model not in db.root.models and db.root.models:
-        near = ", ".join(sorted(db.root.models))
-        return NotFoundError(f"there is no model {model!r}", hint=f"models here: {near}")
+        return unknown_model(model, db)
     close = get_close_matches(name, names, n=3, cutoff=0.4) or sorted(names)[:5]
     hint = f"nearest names: {', '.join(close)}" if close else "there are no commits yet"
     return NotFoundError(f"unknown revision {name!r}", hint=hint)

@@ -184,8 +184,8 @@ def test_two_collectors_at_once() -> None:
     other = Repository(Database.open(storage))
     plan = gc._plan
 
-    def interleaved(db: Database, root: object, keep: object) -> object:
-        made = plan(db, root, keep)  # type: ignore[arg-type]
+    def interleaved(db: Database, *rest: object) -> object:
+        made = plan(db, *rest)  # type: ignore[arg-type]
         if db is repo.database and not other_ran:
             other_ran.append(other.gc())
         return made
@@ -266,8 +266,8 @@ def test_gc_gives_up_when_others_never_pause(
     other = Repository(Database.open(repo.database.storage))
     plan, plans = gc._plan, []
 
-    def busy(db: Database, root: object, keep: object) -> object:
-        made = plan(db, root, keep)  # type: ignore[arg-type]
+    def busy(db: Database, *rest: object) -> object:
+        made = plan(db, *rest)  # type: ignore[arg-type]
         plans.append(other.commit({"a": float(len(plans))}))
         return made
 
@@ -279,3 +279,15 @@ def test_gc_gives_up_when_others_never_pause(
     assert repo.verify().ok
     repo.gc()
     assert len(list(repo.log("main"))) == gc._ATTEMPTS + 1
+
+
+def test_keep_last_is_for_one_model(repo: Repository) -> None:
+    other = repo.model("bert")
+    for number in range(3):
+        repo.commit({"a": noise(1000, number)}, f"d{number}")
+        other.commit({"a": noise(1000, 10 + number)}, f"b{number}")
+    report = repo.gc(keep_last=1)
+    assert {one.message for one in report.lost} == {"d0", "d1"}
+    assert [one.message for one in other.log()] == ["b2", "b1", "b0"]
+    assert [one.message for one in repo.log()] == ["d2"]
+    assert repo.verify().ok

@@ -210,7 +210,6 @@ METADATA = [
         ("-size", [1, 0, 5, 4, 2, 3]),
         ("author", [5, 4, 3, 2, 1, 0]),
         ("-message", [5, 4, 3, 2, 1, 0]),
-        ("unknown", [5, 4, 3, 2, 1, 0]),
     ],
 )
 def test_sort(key, expected):
@@ -219,6 +218,12 @@ def test_sort(key, expected):
     db, ids = store(*line(6), metadata=METADATA, sizes=sizes)
     assert numbers(log(db, [ids[-1]], sort=key)) == expected
     assert numbers(log(db, [ids[-1]], sort=key, limit=2)) == expected[:2]
+
+
+def test_a_key_that_no_version_has_cannot_be_sorted_by():
+    db, ids = store(*line(6), metadata=METADATA)
+    with pytest.raises(InvalidInputError, match="metadata here: loss"):
+        list(log(db, [ids[-1]], sort="-losss"))
 
 
 def test_sort_and_filter_together():
