@@ -19,7 +19,7 @@ from mstore.ids import Buffer, Id, Kind
 from mstore.index import Index, IndexRef, encode_entries, new_index_name
 from mstore.objects import MetadataObject, encode_object
 from mstore.pack import Entry, PackWriter, Payload, Record, pack_key
-from mstore.rootlog import Root
+from mstore.root import Root
 from mstore.storage.base import Storage
 
 PACK_SIZE = 32 << 20

@@ -14,7 +14,8 @@ from mstore.ids import Id, Kind, identify
 from mstore.index import Index, IndexRef
 from mstore.objects import Commit, Manifest, Snapshot
 from mstore.pack import Entry, Payload, check_raw, read_record
-from mstore.rootlog import Root, RootLog, update
+from mstore.root import Root
+from mstore.rootlog import RootLog, update
 from mstore.storage.base import Storage
 
 R = TypeVar("R")

@@ -23,7 +23,7 @@ from mstore.ops.stats import Stats, stats
 from mstore.ops.verify import VerifyReport, verify
 from mstore.ops.where import parse_where
 from mstore.progress import SILENT, Progress
-from mstore.rootlog import Root
+from mstore.root import Root
 from mstore.snapshot import Snapshot
 from mstore.sources import BufferSource
 from mstore.storage.base import Storage

@@ -18,7 +18,7 @@ MAX_LINES = 420
 LAYERS: list[set[str]] = [
     {"checks", "errors", "ids", "dtypes", "layout", "strictjson", "numpy_dtypes", "version"},
     {"storage", "formats", "codecs", "chunking"},
-    {"pack", "index", "objects", "rootlog"},
+    {"pack", "index", "objects", "root", "rootlog"},
     {"bulkindex", "database"},
     {
         "sources",
@@ -56,6 +56,7 @@ CATCH_ALL = {"utils", "util", "helpers", "helper", "common", "misc"}
 # What `mstore log` runs: must start without numpy.
 FAST = [
     "database",
+    "root",
     "rootlog",
     "index",
     "objects",

@@ -7,6 +7,7 @@ import pytest
 import xxhash
 import zstandard
 
+from mstore import root as root_module
 from mstore import rootlog
 from mstore.errors import (
     ConflictError,
@@ -21,7 +22,8 @@ from mstore.errors import (
 from mstore.ids import identify_root
 from mstore.index import IndexRef
 from mstore.objects import pack, unpack
-from mstore.rootlog import Refs, Root, RootLog, decode, encode, root_key, update
+from mstore.root import Refs, Root, decode, encode
+from mstore.rootlog import RootLog, root_key, update
 from mstore.storage.memory import MemoryStorage
 
 COMMIT = bytes(range(32))
@@ -279,7 +281,7 @@ def test_every_damaged_byte_of_a_root_is_found(log: RootLog) -> None:
 
 def test_a_newer_format_is_named(log: RootLog) -> None:
     stored = bytearray(log.storage.get(root_key(1)))
-    stored[8] = rootlog.FORMAT_VERSION + 1
+    stored[8] = root_module.FORMAT_VERSION + 1
     with pytest.raises(UnsupportedVersionError, match="upgrade"):
         decode(bytes(stored), 1)
 
@@ -287,7 +289,7 @@ def test_a_newer_format_is_named(log: RootLog) -> None:
 def test_a_root_that_claims_to_be_huge() -> None:
     import xxhash
 
-    frame = zstandard.ZstdCompressor().compress(bytes(rootlog._MAX_ROOT_SIZE + 1))
+    frame = zstandard.ZstdCompressor().compress(bytes(root_module._MAX_ROOT_SIZE + 1))
     head = b"MSTORERT" + (1).to_bytes(4, "little")
     check = xxhash.xxh3_64_intdigest(head + frame).to_bytes(8, "little")
     with pytest.raises(CorruptDataError, match="too large"):

@@ -19,7 +19,7 @@ from mstore.errors import InvalidInputError
 from mstore.head import Head, HeadFile, has_commit
 from mstore.ids import Id
 from mstore.ops.revisions import DEFAULT_MODEL, check_name, resolve
-from mstore.rootlog import Refs
+from mstore.root import Refs
 
 if TYPE_CHECKING:
     from mstore.worktree import Worktree

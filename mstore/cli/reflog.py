@@ -13,7 +13,7 @@ from mstore.cli.invocation import Invocation, command
 from mstore.cli.place import REPOSITORY_FOLDER
 from mstore.head import Head, HeadFile
 from mstore.ids import Id
-from mstore.rootlog import Root
+from mstore.root import Root
 
 
 @command(

@@ -12,7 +12,8 @@ from mstore.ids import Id
 from mstore.ingest import FileToStore, Ingest
 from mstore.objects import Commit, FileEntry, Snapshot
 from mstore.ops.reachable import with_rescued
-from mstore.rootlog import Root, now
+from mstore.root import Root
+from mstore.rootlog import now
 
 _ATTEMPTS = 20
 

@@ -16,7 +16,7 @@ from mstore.index import Index
 from mstore.objects import KIND_OF, Commit, FileEntry, Manifest, Snapshot
 from mstore.ops.records import NOT_ITS_ID, Fault, Records, fault_of
 from mstore.pack import Entry, check_raw, read_record
-from mstore.rootlog import Root
+from mstore.root import Root
 from mstore.storage.base import Storage
 
 T = TypeVar("T", Commit, Snapshot, Manifest)

@@ -25,7 +25,7 @@ from mstore.ids import Id, Kind
 from mstore.index import Index, IndexRef
 from mstore.ops.marks import Marks, Reached
 from mstore.pack import RECORD_HEADER_SIZE, pack_key, read_record
-from mstore.rootlog import Root
+from mstore.root import Root
 
 _ATTEMPTS = 20
 _MIN_LIVE = 0.5

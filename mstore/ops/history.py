@@ -13,7 +13,7 @@ from mstore.errors import InvalidInputError
 from mstore.ids import Id
 from mstore.objects import Commit
 from mstore.ops.where import Condition, Field, field_of
-from mstore.rootlog import Root
+from mstore.root import Root
 
 _LOOK_AHEAD = 3600 * 1_000_000
 """Microseconds by which the clocks of two writers may well differ."""

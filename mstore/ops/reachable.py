@@ -15,7 +15,7 @@ from mstore.database import Database
 from mstore.errors import ConflictError, MstoreError
 from mstore.ids import Id
 from mstore.pack import pack_key
-from mstore.rootlog import Root
+from mstore.root import Root
 
 
 @dataclass(slots=True)

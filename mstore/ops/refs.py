@@ -8,7 +8,7 @@ from mstore.errors import ConflictError, InvalidInputError, NotFoundError
 from mstore.ids import Id
 from mstore.ops.reachable import with_rescued
 from mstore.ops.revisions import check_name
-from mstore.rootlog import Root
+from mstore.root import Root
 
 
 def create_branch(db: Database, model: str, name: str, commit: Id, *, author: str) -> None:

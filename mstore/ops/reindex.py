@@ -14,7 +14,7 @@ from mstore.errors import CorruptDataError, MstoreError, NotFoundError
 from mstore.ids import Kind
 from mstore.index import Index, IndexRef, encode_entries
 from mstore.pack import Entry, scan
-from mstore.rootlog import Root
+from mstore.root import Root
 from mstore.storage.base import ObjectInfo, Storage
 
 _ENTRIES_PER_INDEX = 1 << 17

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from mstore.database import Database
 from mstore.errors import InvalidInputError, NotFoundError
 from mstore.ids import Id
-from mstore.rootlog import Refs
+from mstore.root import Refs
 
 DEFAULT_MODEL = "default"
 DEFAULT_BRANCH = "main"

@@ -17,7 +17,8 @@ from mstore.index import Index, IndexRef
 from mstore.ops.contents import Contents, Harm
 from mstore.ops.records import Fault, Records
 from mstore.pack import pack_key
-from mstore.rootlog import KEEP_ROOTS, Root, RootLog, decode, root_key
+from mstore.root import Root, decode
+from mstore.rootlog import KEEP_ROOTS, RootLog, root_key
 from mstore.storage.base import Storage
 
 _ATTEMPTS = 3

@@ -17,7 +17,7 @@ from mstore.layout import Tensor
 from mstore.objects import Commit, FileEntry, Manifest, SegmentChunks, Snapshot
 from mstore.pack import new_pack_name, pack_key
 from mstore.repository import Repository
-from mstore.rootlog import Refs
+from mstore.root import Refs
 from mstore.storage.files import Files, OpenFile
 from mstore.storage.local import LocalStorage
 

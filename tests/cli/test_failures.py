@@ -14,7 +14,8 @@ import pytest
 
 from mstore import errors
 from mstore.cli import failures
-from mstore.rootlog import FORMAT_VERSION, RootLog, root_key
+from mstore.root import FORMAT_VERSION
+from mstore.rootlog import RootLog, root_key
 from mstore.storage.local import LocalStorage
 
 

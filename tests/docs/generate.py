@@ -24,7 +24,7 @@ from mstore.ops.compare import Numbers
 from mstore.ops.gc import LostCommit, Report
 from mstore.ops.stats import Stats, StoredBytes, Version
 from mstore.ops.verify import Damage, VerifyReport
-from mstore.rootlog import Refs, Root
+from mstore.root import Refs, Root
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN = "<!-- made by tests/docs/generate.py from here -->"

@@ -18,7 +18,7 @@ from mstore.objects import Commit, FileEntry, Snapshot
 from mstore.ops.history import decorations, log
 from mstore.ops.where import parse_where
 from mstore.pack import pack_key
-from mstore.rootlog import Refs
+from mstore.root import Refs
 from mstore.storage.memory import MemoryStorage
 
 HOUR = 3600 * 1_000_000

@@ -21,7 +21,7 @@ from mstore.ops.commit import Content, Description, Target, record
 from mstore.ops.refs import create_branch, create_tag, delete_branch
 from mstore.ops.stats import stats
 from mstore.pack import Entry, Payload, Record, pack_key
-from mstore.rootlog import Refs
+from mstore.root import Refs
 from mstore.sources import BufferSource
 from mstore.storage.memory import MemoryStorage
 

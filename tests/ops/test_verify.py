@@ -28,7 +28,8 @@ from mstore.ops.refs import create_tag, delete_branch
 from mstore.ops.stats import stats
 from mstore.ops.verify import verify
 from mstore.pack import RECORD_HEADER_SIZE, Entry, Payload, Record, pack_key, scan
-from mstore.rootlog import Refs, root_key
+from mstore.root import Refs
+from mstore.rootlog import root_key
 from mstore.sources import BufferSource
 from mstore.storage.local import LocalStorage
 from mstore.storage.memory import MemoryStorage

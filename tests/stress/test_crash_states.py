@@ -38,7 +38,7 @@ from mstore.database import Database
 from mstore.errors import NoRepositoryError
 from mstore.ops.commit import Description
 from mstore.repository import Repository
-from mstore.rootlog import Refs
+from mstore.root import Refs
 from mstore.storage.files import Files
 from mstore.storage.local import LocalStorage
 from mstore.worktree import Worktree
