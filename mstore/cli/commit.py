@@ -47,6 +47,9 @@ mstore -C runs/7 --repo /srv/models --model bert commit
 @click.option("-m", "--message", metavar="MSG", default="", help="What there is to say about it.")
 @click.option("--meta", metavar="KEY=VALUE", multiple=True, help="A value to record with it.")
 @click.option("--branch", metavar="NAME", help="Make this branch and commit onto it.")
+@click.option(
+    "--onto", metavar="REV", help="With --repo: what this was made from; a conflict if it moved."
+)
 @click.option("--rehash", is_flag=True, help="Read all files, whatever their times say.")
 @click.option("--author", metavar="NAME", help="Who made it, if not you.")
 def commit(
@@ -55,6 +58,7 @@ def commit(
     message: str,
     meta: tuple[str, ...],
     branch: str | None,
+    onto: str | None,
     rehash: bool,
     author: str | None,
 ) -> None:
@@ -68,7 +72,8 @@ def commit(
     memory map (np.memmap) may leave the times as they are; then use --rehash.
 
     With --repo, and no working directory of that repository here, the files of the current
-    directory are recorded as the next version of a branch (main, or --branch).
+    directory are recorded as the next version of a branch (main, or --branch). Name the version
+    they were made from with --onto, and nobody else's version is passed over unseen.
     """
     description = Description(
         author or call.author, message, local_zone(), parse_metadata(meta) or None
@@ -76,11 +81,14 @@ def commit(
     start = call.refs.branches
     try:
         if call.place.directory is not None:
+            if onto is not None:
+                raise Misuse("a working directory knows what it was made from; leave out --onto")
             outcome = _commit_worktree(call, paths, description, branch, rehash)
         else:
             if paths:
                 raise Misuse("PATH needs a working directory", hint="go there, or leave it out")
-            outcome = _commit_directory(call, Path.cwd(), description, branch or DEFAULT_BRANCH)
+            branch = branch or DEFAULT_BRANCH
+            outcome = _commit_directory(call, Path.cwd(), description, branch, onto)
     except KeyboardInterrupt:
         raise InterruptionError(_what_was_recorded(call, start)) from None
     for warning in outcome.warnings:
@@ -130,7 +138,7 @@ def _commit_worktree(
 
 
 def _commit_directory(
-    call: Invocation, directory: Path, description: Description, branch: str
+    call: Invocation, directory: Path, description: Description, branch: str, onto: str | None
 ) -> _Outcome:
     """Record the files of a directory that is nobody's working directory."""
     if Path(call.place.storage.location).is_relative_to(directory):
@@ -139,6 +147,12 @@ def _commit_directory(
             hint="name another directory with -C",
         )
     tip = call.db.refresh().refs(call.model).branches.get(check_name("branch", branch))
+    start = call.resolve(onto) if onto is not None else tip
+    if tip is not None and start != tip:
+        raise ConflictError(
+            f"branch {branch} has moved on from {onto}, to {text.short(tip)}",
+            hint="look at it with `mstore diff`, or commit onto a new branch with --branch NAME",
+        )
     scan = Scan(directory)
     found = scan.files()
     content = Content(
@@ -146,7 +160,7 @@ def _commit_directory(
         {},
         frozenset(file.path for file in found if file.executable),
     )
-    target = Target(call.model, branch, tip, (tip,) if tip else ())
+    target = Target(call.model, branch, tip, (start,) if start else ())
     began = time.perf_counter()
     with progress(call, "recording") as told:
         told.begin(sum(file.stat.st_size for file in found))

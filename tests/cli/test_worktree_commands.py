@@ -349,6 +349,22 @@ def test_a_bare_repository_takes_versions_from_any_directory(work: Path, mstore:
     assert not (work / ".mstore").exists()
 
 
+def test_what_a_version_was_made_from_can_be_named(work: Path, mstore: Any) -> None:
+    mstore.ok("init", "--bare", "../store")
+    first = mstore.json("--repo", "../store", "commit")["id"]
+    Path("config.json").write_text('{"by": "Bob"}')
+    second = mstore.json("--repo", "../store", "commit", "--onto", first[:8])["id"]
+    Path("config.json").write_text('{"by": "Alice"}')
+    late = mstore("--repo", "../store", "commit", "--onto", first[:8])
+    assert late.code == 11
+    assert f"branch main has moved on from {first[:8]}, to {second[:12]}" in late.error
+    side = mstore.json("--repo", "../store", "commit", "--onto", first, "--branch", "alice")["id"]
+    log = mstore.json("--repo", "../store", "log", "alice")
+    assert [entry["id"] for entry in log] == [side, first]
+    mstore.ok("init")
+    assert mstore("commit", "--onto", "main").code == 2
+
+
 def test_a_commit_without_a_working_directory_warns_too(work: Path, mstore: Any) -> None:
     mstore.ok("init", "--bare", "../store")
     cut_short("bad.safetensors")
