@@ -157,6 +157,14 @@ def test_a_pipe_is_never_replaced(tree: Tree, force: bool) -> None:
     assert (tree.directory / "pipe").is_fifo()
 
 
+def test_an_ignored_file_that_is_right_is_left_alone(tree: Tree) -> None:
+    first = tree.version(ignored="1", a="1")
+    tree.version(**{".mstoreignore": "ignored", "a": "1"})
+    tree.write(ignored="1")
+    assert tree.again().checkout(first.id, None).written == ()
+    assert tree.read() == {"ignored": "1", "a": "1"}
+
+
 def test_an_ignored_file_of_head_may_be_replaced(tree: Tree) -> None:
     first = tree.version(data="1")
     tree.version(data="2")

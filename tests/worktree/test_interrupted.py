@@ -187,6 +187,19 @@ def test_head_stays_where_it_went_later(tree: Tree, monkeypatch: pytest.MonkeyPa
     assert tree.again().status().moved == tip
 
 
+def test_a_mark_of_a_commit_that_head_has_left(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes died: one before noting its commit, one before removing the mark of that."""
+    first, second = tree.version(a="1"), tree.version(a="2")
+    tree.write(a="33")
+    died_before_head(tree, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(HeadFile, "_remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tree.again().checkout(first.id, "main")
+    assert (tree.directory / ".mstore" / "worktree" / "pending").exists()
+    assert tree.again().head.commit == first.id != second.id
+
+
 def test_a_damaged_mark_of_a_commit(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     first = tree.version(a="1")
     tree.write(a="22")
@@ -236,6 +249,10 @@ def test_a_folder_of_the_state_that_was_never_made(tree: Tree) -> None:
     shutil.rmtree(state)
     tree.again().checkout(made.id, "main")
     assert tree.again().head == Head("default", "main", made.id)
+    shutil.rmtree(state)
+    (tree.directory / "a").unlink()
+    tree.again().restore(made.snapshot, ["a"])
+    assert tree.read() == {"a": "1"}
 
 
 # A version of HEAD that gc removed
