@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.database import Database
-from mstore.errors import ConflictError, InvalidInputError, NotFoundError
+from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, NotFoundError
 from mstore.head import Head, HeadFile, has_commit
 from mstore.ids import Id
 from mstore.objects import FileEntry, Snapshot
@@ -141,7 +141,8 @@ class Worktree:
     ) -> Recorded:
         """Record the directory, or only `paths` in it with the rest as HEAD has it.
 
-        `branch` makes a new branch for it at HEAD and moves there. `rehash` as for `status`. When
+        `branch` makes a new branch for it at HEAD and moves there, also when a checkout did not
+        finish and the files are a mixture. `rehash` as for `status`. When
         gc removed HEAD's version, the new one has no parent. Raises ConflictError when the branch
         moved since HEAD, InvalidInputError when HEAD is on no branch.
         """
@@ -178,6 +179,8 @@ class Worktree:
                 manifest = recorded.snapshot.files[file.path].manifest
                 self._cache.note(file.path, file.stat, manifest, read_at)
         self._cache.save()
+        if paths is None:
+            self._state.end_checkout()
         return recorded
 
     def checkout(
@@ -202,8 +205,16 @@ class Worktree:
         planner = self._planner(head)
         plan = planner.go_to(after, force=force)
         directory = self._prepare(planner, plan, force)
-        self._state.begin_checkout(commit)
-        self._carry_out(plan, directory, threads, progress)
+        unfinished = self._state.unfinished()
+        if plan.write or plan.remove:
+            self._state.begin_checkout(commit)
+        try:
+            self._carry_out(plan, directory, threads, progress)
+        except CorruptDataError:
+            # Damage found before anything was written leaves the files as they were.
+            if unfinished is None and not directory.changed:
+                self._state.end_checkout()
+            raise
         self.set_head(Head(model or head.model, branch, commit))
         self._cache.save()
         self._state.end_checkout()
@@ -267,6 +278,7 @@ class Worktree:
         progress.begin(sum(entry.size for entry in plan.write.values()))
         writer = Writer(self.db, directory, threads=threads, progress=progress.advance)
         for path, info in writer.write(plan.write):
+            directory.changed = True
             self._cache.note_written(path, info, plan.write[path].manifest)
         for path in plan.remove:
             directory.remove(path)
@@ -306,14 +318,15 @@ class Worktree:
         return same
 
     def _head_to_commit(self, head: Head, branch: str | None) -> Head:
+        if branch is not None:
+            return replace(head, branch=check_name("branch", branch))
         if (unfinished := self._state.unfinished()) is not None:
             raise ConflictError(
                 f"the checkout of {unfinished.hex()[:12]} did not finish; files of two versions "
                 "are mixed here",
-                hint=f"finish it first with: mstore checkout {unfinished.hex()[:12]}",
+                hint=f"finish it with: mstore checkout {unfinished.hex()[:12]}; "
+                "or record the files as they are with: mstore commit --branch NAME",
             )
-        if branch is not None:
-            return replace(head, branch=check_name("branch", branch))
         if head.branch is None:
             raise InvalidInputError(
                 "HEAD is on no branch, so a new version here would be lost to gc",

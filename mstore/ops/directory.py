@@ -25,6 +25,8 @@ class Directory:
         self.files = files
         self._removable = frozenset(removable)
         self._removed: set[str] = set()
+        self.changed = False
+        """Whether anything in the directory has been written or removed yet."""
         self._has_root = False
         self._real: set[str] = {""}
         """Folders that are known to be there, and to be no links."""
@@ -178,6 +180,7 @@ class Directory:
     def _unlink(self, path: str) -> None:
         self.files.unlink(self.root / path)
         self._removed.add(path)
+        self.changed = True
         self._touched.add(path.rpartition("/")[0])
 
     def _rmdir(self, folder: str) -> None:
