@@ -82,4 +82,6 @@ def started(*wanted: tuple[str, Task]) -> Iterator[list[Child]]:
 
 def new_journal(folder: Path) -> Path:
     """A journal that is not used yet."""
-    return folder / f"journal{len(list(folder.glob('journal*')))}"
+    journal = folder / f"journal{len(list(folder.glob('journal*')))}"
+    journal.touch()
+    return journal

@@ -4,10 +4,12 @@ A step is one call of the storage. Every pair of operations is tried with the ot
 front of step 0, 1, 2 … until the first operation has fewer steps than that.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, product
+from threading import Event
 
 import pytest
 from harness import (
@@ -300,6 +302,107 @@ def test_a_commit_that_gc_never_lets_through_gives_up() -> None:
     with bench.hooked.hooked(hook), pytest.raises(ConflictError, match="garbage collections"):
         commit_new(bench)
     check_whole(bench.inner, before)
+
+
+class HalfwayGc:
+    """A gc in a thread of its own that stops in front of one of its steps until told to go on."""
+
+    def __init__(self, inner: MemoryStorage, stop_at: int) -> None:
+        self.storage = HookedStorage(inner)
+        self.stop_at = stop_at
+        self.stopped = Event()
+        self.go_on = Event()
+        self.pool = ThreadPoolExecutor(1)
+        self.result: Future[object] | None = None
+
+    def begin(self) -> None:
+        """Run up to that step, or to the end if that comes first."""
+        self.result = self.pool.submit(self._run)
+        self.result.add_done_callback(lambda _: self.stopped.set())
+        assert self.stopped.wait(20)
+
+    def finish(self) -> None:
+        self.go_on.set()
+        if self.result is not None:
+            self.result.result(20)
+        self.pool.shutdown()
+
+    def _run(self) -> None:
+        repo = Repository(Database.open(self.storage))
+        with self.storage.hooked(self._hook):
+            repo.gc()
+
+    def _hook(self, step: int, *_: str) -> None:
+        if step == self.stop_at:
+            self.stopped.set()
+            assert self.go_on.wait(20)
+
+
+def turning_points(template: Bench) -> list[int]:
+    """The steps of a gc around which it matters most where it is: roots, and the first deletion."""
+    bench = template.copy()
+    with bench.hooked.hooked(lambda *_: None):
+        collect(bench)
+    log = bench.hooked.log
+    roots = [step for step, what in enumerate(log) if what.startswith("put roots/")]
+    deletions = [step for step, what in enumerate(log) if what.startswith("delete ")]
+    assert len(roots) == 3
+    return sorted({*roots, deletions[0], deletions[-1], roots[0] - 1})
+
+
+def straddle(act: Action, stops: Iterable[int], template: Bench) -> None:
+    """Begin a gc in front of each step of `act`, let `act` end, and then the gc."""
+    for stop_at in stops:
+        for at in count():
+            bench = template.copy()
+            gc = HalfwayGc(bench.inner, stop_at)
+
+            def hook(step: int, *_: str, at: int = at, gc: HalfwayGc = gc) -> None:
+                if step == at:
+                    gc.begin()
+
+            print(f"gc up to step {stop_at} in front of step {at}")
+            with bench.hooked.hooked(hook):
+                act(bench)
+            ended = bench.hooked.steps <= at
+            gc.finish()
+            check_log(bench.inner)
+            check_whole(bench.inner, bench.acknowledged)
+            if ended:
+                break
+
+
+STRADDLING = [
+    commit_new,
+    commit_what_is_garbage,
+    pytest.param(tag, marks=pytest.mark.slow),
+    pytest.param(load, marks=pytest.mark.slow),
+    pytest.param(collect, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("act", STRADDLING)
+def test_within_one_phase_of_gc(act: Action) -> None:
+    template = Bench.new()
+    straddle(act, turning_points(template), template)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", [commit_new, commit_what_is_garbage])
+def test_anywhere_within_gc(act: Action) -> None:
+    template = Bench.new()
+    straddle(act, range(max(turning_points(template)) + 2), template)
+
+
+def begin_to_undo(bench: Bench) -> None:
+    """Bring the deleted branch back while a gc is about to remove what it needs."""
+    with suppress(ConflictError, NotFoundError):
+        bring_back(bench)
+
+
+def test_bringing_back_within_gc() -> None:
+    template = Bench.new()
+    straddle(begin_to_undo, turning_points(template), template)
 
 
 @pytest.mark.parametrize(

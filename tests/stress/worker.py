@@ -33,6 +33,7 @@ class Task:
     seed: int
     count: int = 1 << 30
     size: int = 3000
+    pause: float = 0
     branch: str = "main"
     pack_size: int = 32 << 20
     keep_roots: int = rootlog.KEEP_ROOTS
@@ -96,7 +97,9 @@ def commit(repo: Repository, seed: int, size: int, branch: str) -> str:
 def commit_loop(task: Task) -> None:
     """Commit to one branch, again and again; a conflict is noted and tried again."""
     repo, journal = _begin(task)
+    choose = random.Random(task.seed)
     for seed in task.rounds():
+        time.sleep(choose.uniform(0, task.pause))
         with journal.noting("commit"):
             while True:
                 try:
@@ -140,7 +143,13 @@ def refs_loop(task: Task) -> None:
                 create(name, f"{task.branch}~{back}", author="ada")
             except NotFoundError:
                 continue  # the history is not that long yet
-            delete(name, author="ada")
+            repo.refresh()
+            assert name in {**repo.branches, **repo.tags}, "what was created is not there"
+            try:
+                delete(name, author="ada")
+            except NotFoundError:
+                # Whoever sleeps while its root is pruned cannot tell that it was published.
+                journal.write("unsure", name)
 
 
 def read_loop(task: Task) -> None:
