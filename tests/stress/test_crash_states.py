@@ -36,6 +36,7 @@ from harness import (
 from mstore import chunkstore
 from mstore.database import Database
 from mstore.errors import NoRepositoryError
+from mstore.head import Head
 from mstore.ops.commit import Description
 from mstore.repository import Repository
 from mstore.root import Refs
@@ -387,6 +388,22 @@ def test_every_crash_state_of_a_checkout(tree: Tree, tmp_path: Path) -> None:
             assert content == NEW | kept
             assert crashed.tree.status().interrupted is None
     assert count > 20
+
+
+def test_a_checkout_by_which_a_directory_becomes_one(tmp_path: Path) -> None:
+    """The repository is there, but `init` died before it made the folder for HEAD."""
+    base = tmp_path / "scene"
+    base.mkdir()
+    repo = Repository(Database.create(LocalStorage(base / ".mstore", FAST), "ada"))
+    identifier = bytes.fromhex(commit(repo, arrays(1)))
+    files = RecordingFiles(base)
+    Tree(base, files).tree.checkout(identifier, "main", threads=1)
+    head = Tree(base).tree.head
+    assert head.commit == identifier
+    for state in crash_states(Record(files.before, files.operations)):
+        with restored(state, tmp_path) as after:
+            found = Tree(after).tree.head
+            assert found in ((head,) if state.final else (head, Head()))
 
 
 def test_every_crash_state_of_a_commit_in_a_working_directory(tree: Tree, tmp_path: Path) -> None:

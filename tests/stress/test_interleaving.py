@@ -26,7 +26,7 @@ from harness import (
     small_packs,
 )
 
-from mstore import rootlog
+from mstore import chunkstore, rootlog
 from mstore.database import Database
 from mstore.errors import ConflictError, MstoreError, NotFoundError
 from mstore.ops import verify as verify_module
@@ -261,6 +261,15 @@ def test_it_succeeds(act: Action, other: Action) -> None:
     for bench, problem in each_step(act, other):
         if problem is not None:
             raise problem
+        check_and_go_on(bench)
+
+
+@pytest.mark.parametrize("act", [commit_new, commit_what_is_garbage])
+def test_with_indexes_that_are_merged(act: Action, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is merged may have been replaced by the time the merger is to be listed."""
+    monkeypatch.setattr(chunkstore, "_MERGE_FACTOR", 2)
+    for bench, problem in each_step(act, gc_between):
+        assert problem is None
         check_and_go_on(bench)
 
 
