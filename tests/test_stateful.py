@@ -235,10 +235,13 @@ class Machine(RuleBasedStateMachine):
         report = self.repo(which).gc(author="ada")
         assert (report.commits, len(report.lost)) == (len(self.present), before - len(self.present))
 
-    @rule(which=WHICH, count=st.integers(1, 3))
-    def forgetful_gc(self, which: int, count: int) -> None:
+    @rule(model=MODELS, which=WHICH, count=st.integers(1, 3))
+    def forgetful_gc(self, model: str, which: int, count: int) -> None:
         kept: set[str] = set()
-        for (_, kind, _), tip in self.refs.items():
+        for (other, kind, _), tip in self.refs.items():
+            if other != model:
+                kept |= self.reached([tip])
+                continue
             behind = sorted(
                 self.reached([tip]) - {tip},
                 key=lambda one: self.versions[one].order,
@@ -246,7 +249,7 @@ class Machine(RuleBasedStateMachine):
             )
             kept.update([tip] if kind == "tag" else [tip, *behind][:count])
         self.present = kept
-        self.repo(which).gc(keep_last=count, author="ada")
+        self.repo(which, model).gc(keep_last=count, author="ada")
 
     @rule(which=WHICH)
     def reopen(self, which: int) -> None:
