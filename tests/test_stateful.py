@@ -249,7 +249,8 @@ class Machine(RuleBasedStateMachine):
             )
             kept.update([tip] if kind == "tag" else [tip, *behind][:count])
         self.present = kept
-        self.repo(which, model).gc(keep_last=count, author="ada")
+        report = self.repo(which, model).gc(keep_last=count, author="ada")
+        assert report.commits == len(kept)
 
     @rule(which=WHICH)
     def reopen(self, which: int) -> None:
