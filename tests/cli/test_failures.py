@@ -256,7 +256,9 @@ def test_an_output_that_does_not_know_every_character(first: str, second: str, m
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+# Whoever started the tests in the background may have had SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 import mstore.ops.commit as commit
 from mstore.cli.main import run

@@ -75,6 +75,7 @@ def duration(child: Child, what: str) -> float:
     until = time.monotonic() + 60
     while len(took := [float(line[2]) for line in child.lines if line[:2] == ["end", what]]) < 5:
         time.sleep(0.005)
+        assert child.process.is_alive(), child.lines[-1:]
         assert time.monotonic() < until
     return median(took)
 
@@ -87,9 +88,12 @@ def kill_again_and_again(scene: Scene, target: str, what: str, times: int) -> No
     scene.check()
     middles = 0
     moments = []
-    for number in range(times):
+    # On a machine whose pace changes some come too early or too late: then there are more of them.
+    for number in range(4 * times):
+        if number >= times and middles > times / 2:
+            break
         # The moments are spread evenly over one round, so that all parts of it are hit.
-        moment = takes * (number + choose.random()) / times
+        moment = takes * (number % times + choose.random()) / times
         with started((target, scene.task())) as [child]:
             child.wait_for("begin")
             time.sleep(moment)
