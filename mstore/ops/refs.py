@@ -13,40 +13,32 @@ from mstore.root import Root
 
 def create_branch(db: Database, model: str, name: str, commit: Id, *, author: str) -> None:
     """Make branch `name` at `commit`; raises ConflictError when it exists."""
-    check_name("branch", name)
-    check_name("model", model)
-
-    def change(root: Root) -> Root:
-        refs = root.refs(model)
-        _refuse_taken("tag", name, refs.tags)
-        if name in refs.branches:
-            raise ConflictError(
-                f"branch {name} exists already, at {refs.branches[name].hex()[:12]}",
-                hint=f"delete it first with: mstore branch --delete {name}",
-            )
-        kept = with_rescued(db, root, [commit])
-        return kept.with_refs(model, refs.with_branch(name, commit))
-
-    db.publish(change, action=f"branch {name}", author=author)
+    _create(db, model, "branch", name, commit, author)
 
 
 def create_tag(db: Database, model: str, name: str, commit: Id, *, author: str) -> None:
     """Make tag `name` at `commit`; raises ConflictError when it exists."""
-    check_name("tag", name)
+    _create(db, model, "tag", name, commit, author)
+
+
+def _create(db: Database, model: str, kind: str, name: str, commit: Id, author: str) -> None:
+    check_name(kind, name)
     check_name("model", model)
 
     def change(root: Root) -> Root:
         refs = root.refs(model)
-        _refuse_taken("branch", name, refs.branches)
-        if name in refs.tags:
-            raise ConflictError(
-                f"tag {name} exists already, at {refs.tags[name].hex()[:12]}",
-                hint=f"delete it first with: mstore tag --delete {name}",
-            )
+        # One name for a branch and a tag would leave it open which of them a revision means.
+        for taken, names in (("branch", refs.branches), ("tag", refs.tags)):
+            if name in names:
+                raise ConflictError(
+                    f"there is a {taken} called {name} already, at {names[name].hex()[:12]}",
+                    hint=f"choose another name, or delete it with: mstore {taken} --delete {name}",
+                )
         kept = with_rescued(db, root, [commit])
-        return kept.with_refs(model, refs.with_tag(name, commit))
+        made = refs.with_branch if kind == "branch" else refs.with_tag
+        return kept.with_refs(model, made(name, commit))
 
-    db.publish(change, action=f"tag {name}", author=author)
+    db.publish(change, action=f"{kind} {name}", author=author)
 
 
 def delete_branch(db: Database, model: str, name: str, *, author: str) -> Id:
@@ -110,12 +102,6 @@ def _root_to_restore(db: Database, root: Root, to: int | None) -> Root:
         if number < position and roots[number].models != root.models:
             return roots[number]
     raise NotFoundError("there is nothing to undo", hint="see: mstore reflog")
-
-
-def _refuse_taken(kind: str, name: str, names: Mapping[str, Id]) -> None:
-    """One name for a branch and a tag would leave it open which of them a revision means."""
-    if name in names:
-        raise ConflictError(f"there is a {kind} called {name} already", hint="choose another name")
 
 
 def _origin(roots: Mapping[int, Root], number: int) -> int:

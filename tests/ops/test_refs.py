@@ -75,9 +75,9 @@ def test_branches_and_tags(repo: Repository) -> None:
     repo.create_tag("v1", "old")
     assert dict(repo.branches) == {"main": third.id, "old": first.id}
     assert dict(repo.tags) == {"v1": first.id}
-    with pytest.raises(ConflictError, match="exists already"):
+    with pytest.raises(ConflictError, match="a branch called old already"):
         repo.create_branch("old")
-    with pytest.raises(ConflictError, match="exists already"):
+    with pytest.raises(ConflictError, match="a tag called v1 already"):
         repo.create_tag("v1")
     assert repo.delete_branch("old") == first.id
     assert repo.delete_tag("v1") == first.id
