@@ -375,7 +375,7 @@ def run(machine: type[Machine], examples: int, steps: int) -> None:
 
 
 def test_in_memory() -> None:
-    run(Machine, 60, 30)
+    run(Machine, 100, 30)
 
 
 def test_in_a_directory() -> None:
