@@ -6,11 +6,12 @@
 | 1 | zstd: one frame | `general` |
 | 2 | constant: one unit, repeated | `constant` |
 | 3 | planes: byte planes of words, each coded apart | `planes` |
+| 4 | delta: differences from a base chunk | `delta` |
 
 Numbers stand in stored records and are never given a second meaning. A payload says all that is
 needed to decode it, save the length of the raw bytes, which its record holds: no codec needs the
-element type to decode. Codecs that need a second chunk as a base are of another type, since both
-of their methods take one argument more.
+element type to decode. Codecs that need a second chunk as a base are of another type, `DeltaCodec`,
+since both of their methods take more.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +21,7 @@ from typing import ClassVar
 from mstore.dtypes import DType
 from mstore.ids import Buffer
 
-RAW, ZSTD, CONSTANT, PLANES = range(4)
+RAW, ZSTD, CONSTANT, PLANES, DELTA = range(5)
 """The numbers of codecs in stored records."""
 
 
@@ -60,4 +61,30 @@ class Codec(ABC):
         Raises CorruptDataError when the payload cannot be that of `len(out)` bytes, and
         LimitExceededError when decoding it would take unreasonable memory; `out` then holds
         anything. A damaged payload may also decode to wrong bytes: the record's checksum tells.
+        """
+
+
+class DeltaCodec(ABC):
+    """One reversible encoding of a chunk against another, its base. One thread at a time.
+
+    A base may be of any length and of another element type than the chunk.
+    """
+
+    number: ClassVar[int]
+    name: ClassVar[str]
+
+    @abstractmethod
+    def encode(
+        self, raw: memoryview, dtype: DType, base: memoryview, base_dtype: DType
+    ) -> list[Buffer] | None:
+        """The payload of `raw` given `base`, elements of these types; None if it would not pay.
+
+        The parts hold as those of `Codec.encode` do.
+        """
+
+    @abstractmethod
+    def decode(self, payload: memoryview, base: memoryview, out: memoryview) -> None:
+        """Fill `out`, exactly, from the payload and the raw bytes of the base.
+
+        Raises as `Codec.decode` does, also when `base` cannot be the one it was coded against.
         """

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
-from mstore.codecs.base import RAW, Codec, Encoded
+from mstore.codecs.base import RAW, Codec, DeltaCodec, Encoded
 from mstore.codecs.constant import Constant
 from mstore.codecs.general import Raw, Zstd
 from mstore.codecs.planes import Planes
 from mstore.codecs.scratch import Scratch
 from mstore.dtypes import DType
-from mstore.errors import UnsupportedVersionError
+from mstore.errors import CorruptDataError, UnsupportedVersionError
 
 # A sample is so many runs of so many bytes.
 _SAMPLE_RUNS = 4
@@ -26,25 +26,37 @@ _TINY = 2048
 
 
 class Decoder:
-    """Decodes payloads of all codecs that need no base. One per thread: it owns scratch memory."""
+    """Decodes payloads of all codecs. One per thread: it owns scratch memory."""
 
-    def __init__(self, codecs: Sequence[Codec] | None = None) -> None:
+    def __init__(self, codecs: Sequence[Codec | DeltaCodec] | None = None) -> None:
         self._codecs = {
             codec.number: codec for codec in codecs or (Raw(), Zstd(), Constant(), Planes())
         }
 
-    def decode(self, codec: int, payload: memoryview, out: memoryview) -> None:
-        """Fill `out` with the raw bytes of `payload`, both contiguous views of single bytes.
+    def decode(
+        self, codec: int, payload: memoryview, out: memoryview, base: memoryview | None = None
+    ) -> None:
+        """Fill `out` with the raw bytes of `payload`; all are contiguous views of single bytes.
 
-        Raises CorruptDataError or LimitExceededError as `Codec.decode` does, and
-        UnsupportedVersionError when no codec has this number.
+        `base` is the raw bytes of the record's base, None if it has none. Raises CorruptDataError
+        or LimitExceededError as `Codec.decode` does, CorruptDataError also when there is a base
+        and the codec takes none or the other way about, and UnsupportedVersionError when no codec
+        has this number.
         """
-        if codec not in self._codecs:
+        found = self._codecs.get(codec)
+        if found is None:
             raise UnsupportedVersionError(
                 f"a chunk is stored with codec {codec}, which this version cannot read",
                 hint="upgrade mstore",
             )
-        self._codecs[codec].decode(payload, out)
+        if isinstance(found, Codec):
+            if base is not None:
+                raise CorruptDataError(f"a chunk of codec {found.name} is said to have a base")
+            found.decode(payload, out)
+        else:
+            if base is None:
+                raise CorruptDataError(f"a chunk of codec {found.name} has no base")
+            found.decode(payload, base, out)
 
 
 class Encoder:
