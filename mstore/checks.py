@@ -9,6 +9,8 @@ MetadataValue = str | int | float | bool | None | list["MetadataValue"] | dict[s
 
 MAX_PATH_BYTES = 4096
 
+_RESERVED = frozenset({".mstore", ".git"})
+
 
 def path_bytes(path: str) -> bytes:
     """A path as the operating system spells it; what paths are sorted by."""
@@ -31,6 +33,14 @@ def check_path(path: str) -> str:
     ):
         raise InvalidInputError(f"{path!r} cannot be the path of a file in a version")
     return path
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a file or folder called so is no part of any version.
+
+    Case counts for nothing, since some file systems take `.GIT` for `.git`.
+    """
+    return name.lower() in _RESERVED
 
 
 def check_text(what: str, value: str) -> str:

@@ -17,8 +17,9 @@ from mstore.ops import refs as refs_op
 from mstore.ops.commit import Content, Description, Target, record
 from mstore.ops.diff import Diff, diff_snapshots
 from mstore.ops.history import log
+from mstore.ops.opening import open_files
 from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name, resolve
-from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan, open_files
+from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan
 from mstore.ops.stats import Stats, stats
 from mstore.ops.verify import VerifyReport, verify
 from mstore.ops.where import parse_where

@@ -19,9 +19,10 @@ from mstore.objects import FileEntry, Snapshot
 from mstore.ops.checkout import Writer, holds
 from mstore.ops.commit import Content, Description, Recorded, Target, record
 from mstore.ops.directory import Directory
+from mstore.ops.opening import open_files
 from mstore.ops.plan import Plan, Planner
 from mstore.ops.revisions import check_name
-from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan, open_files
+from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan
 from mstore.progress import SILENT, Progress
 from mstore.statcache import StatCache, read_time
 from mstore.storage.files import FILES, Files

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,8 +14,9 @@ from mstore.cli.progress import progress
 from mstore.errors import NotFoundError
 from mstore.ids import Id
 from mstore.objects import Snapshot
-from mstore.ops.checkout import write_out
-from mstore.worktree import CheckedOut
+
+if TYPE_CHECKING:
+    from mstore.worktree import CheckedOut
 
 
 @command(
@@ -98,6 +100,8 @@ def _restore(call: Invocation, commit: Id, paths: Sequence[str], force: bool) ->
 
 
 def _write_out(call: Invocation, commit: Id, paths: Sequence[str], out: Path, force: bool) -> None:
+    from mstore.ops.checkout import write_out
+
     snapshot = call.db.snapshot(call.db.commit(commit).snapshot)
     directory = call.place.directory
     named = [inside(directory, path) if directory else path.strip("/") for path in paths]
@@ -141,7 +145,7 @@ def _listed(paths: Sequence[str]) -> str:
     return shown + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")
 
 
-def _document(done: CheckedOut) -> dict[str, object]:
+def _document(done: "CheckedOut") -> dict[str, object]:
     return {
         "commit": done.commit.hex(),
         "branch": done.branch,

@@ -18,8 +18,9 @@ from mstore.cli.progress import progress
 from mstore.errors import ConflictError, InvalidInputError, MstoreError
 from mstore.ids import Id
 from mstore.ops.commit import Content, Description, Recorded, Target, record
+from mstore.ops.opening import open_files
 from mstore.ops.revisions import DEFAULT_BRANCH, check_name
-from mstore.ops.scan import Scan, open_files
+from mstore.ops.scan import Scan
 
 _WORTH_A_RATE = 1_000_000
 

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from mstore.checks import is_reserved
 from mstore.errors import ConflictError, UnsafeInputError
-from mstore.ops.scan import is_reserved
 from mstore.storage.files import FILES, Files, is_temporary, translate_errors
 
 _AWAY = "move it away"

@@ -1,4 +1,4 @@
-"""Looking through a directory: which files a commit of it holds, and opening them.
+"""Looking through a directory: which files a commit of it holds.
 
 Left out: whatever is called `.mstore` or `.git`, temporaries of a checkout, and what the patterns
 in `.mstoreignore` name (those of git's ignore files).
@@ -6,25 +6,18 @@ in `.mstoreignore` name (those of git's ignore files).
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
-from mstore.checks import MAX_PATH_BYTES, path_bytes
+from mstore.checks import MAX_PATH_BYTES, is_reserved, path_bytes
 from mstore.errors import InvalidInputError, NotFoundError, StorageError
-from mstore.formats.detect import describe
-from mstore.formats.shards import check_shards
-from mstore.ingest import FileToStore
-from mstore.sources import FileSource
 from mstore.storage.files import is_temporary, translate_errors
 
 IGNORE_FILE = ".mstoreignore"
 REPOSITORY_FOLDER = ".mstore"
-_SHARDS_SUFFIX = ".safetensors.index.json"
-_MAX_SHARDS_SIZE = 64 << 20
-_RESERVED = frozenset({REPOSITORY_FOLDER, ".git"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +83,6 @@ class Scan:
             self.warnings.append(f"{path} is not a regular file; passed over")
 
 
-def is_reserved(name: str) -> bool:
-    """Whether a file or folder called so is no part of any version.
-
-    Case counts for nothing, since some file systems take `.GIT` for `.git`.
-    """
-    return name.lower() in _RESERVED
-
-
 def read_ignore_file(path: Path) -> Callable[[str], bool]:
     """Whether a path (of a folder: with "/" at its end) is ignored; raises InvalidInputError."""
     try:
@@ -111,22 +96,3 @@ def read_ignore_file(path: Path) -> Callable[[str], bool]:
         return GitIgnoreSpec.from_lines(lines).match_file
     except ValueError as error:
         raise InvalidInputError(f"{path} has a malformed pattern: {error}") from error
-
-
-def open_files(
-    directory: Path, files: Iterable[FoundFile], warnings: list[str]
-) -> Iterator[FileToStore]:
-    """Open found files one after the other and describe their layouts.
-
-    What could not be understood is told in `warnings`; such a file is opaque.
-    """
-    for file in files:
-        source = FileSource(directory / file.path)
-        layout, warning = describe(source)
-        if warning:
-            warnings.append(f"{file.path}: {warning}")
-        if file.path.endswith(_SHARDS_SUFFIX) and source.size <= _MAX_SHARDS_SIZE:
-            text = source.read(0, source.size).decode("utf-8", "replace")
-            beside = os.listdir((directory / file.path).parent)
-            warnings += [f"{file.path}: {problem}" for problem in check_shards(text, beside)]
-        yield FileToStore(file.path, source, layout)

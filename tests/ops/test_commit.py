@@ -257,7 +257,8 @@ def test_an_array_that_changes_while_it_is_committed_spoils_no_chunk(
 
 
 def test_no_file_stays_open_after_an_error(db: Database, tmp_path: Path) -> None:
-    from mstore.ops.scan import Scan, open_files
+    from mstore.ops.opening import open_files
+    from mstore.ops.scan import Scan
 
     for number in range(4):
         (tmp_path / f"f{number}").write_bytes(noise(600_000, number))

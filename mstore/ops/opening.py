@@ -1,0 +1,33 @@
+"""Opening the files that a scan has found, for what stores them."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mstore.formats.detect import describe
+from mstore.formats.shards import check_shards
+from mstore.ingest import FileToStore
+from mstore.ops.scan import FoundFile
+from mstore.sources import FileSource
+
+_SHARDS_SUFFIX = ".safetensors.index.json"
+_MAX_SHARDS_SIZE = 64 << 20
+
+
+def open_files(
+    directory: Path, files: Iterable[FoundFile], warnings: list[str]
+) -> Iterator[FileToStore]:
+    """Open found files one after the other and describe their layouts.
+
+    What could not be understood is told in `warnings`; such a file is opaque.
+    """
+    for file in files:
+        source = FileSource(directory / file.path)
+        layout, warning = describe(source)
+        if warning:
+            warnings.append(f"{file.path}: {warning}")
+        if file.path.endswith(_SHARDS_SUFFIX) and source.size <= _MAX_SHARDS_SIZE:
+            text = source.read(0, source.size).decode("utf-8", "replace")
+            beside = os.listdir((directory / file.path).parent)
+            warnings += [f"{file.path}: {problem}" for problem in check_shards(text, beside)]
+        yield FileToStore(file.path, source, layout)
