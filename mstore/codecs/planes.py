@@ -16,19 +16,10 @@ Payload, integers little-endian; n is the raw length divided by the word size:
 Plane 0 holds the least significant byte of each word, in the order of the words, plane W-1 the
 most significant.
 
-| mode | stored bytes | plane |
-|---|---|---|
-| 0 raw | n | the stored bytes |
-| 1 constant | 1 | that byte, n times |
-| 2 zstd | any number | the content of one zstd frame, as codec 1 has it |
+The modes are those of `bytecoder`.
 
 To decode: put each word together from its planes; if rotated, rotate it right by one bit; write
 it, in big-endian order if so flagged, else in little-endian order.
-
-The frames are written with no match finding to speak of, zstd serving as a Huffman coder: on
-weights matches are found by chance and cost more than they save, so that level 3 and above code
-exponents worse. Every plane is tried whole, for zstd gives up on 256 KiB of noise after about 30
-microseconds (of 550 for a chunk of 1 MiB), and a sample would miss what is not noise elsewhere.
 """
 
 import struct
@@ -36,10 +27,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from mstore.codecs.base import PLANES, Codec
-from mstore.codecs.general import decompress
+from mstore.codecs.bytecoder import PLANE_ENTRY, RAW_PLANE, ByteCoder
 from mstore.codecs.scratch import Scratch
 from mstore.dtypes import DType
 from mstore.errors import CorruptDataError
@@ -48,24 +38,7 @@ from mstore.ids import Buffer
 ROTATED, BIG_ENDIAN = 1, 2
 """Flags of a payload."""
 
-RAW_PLANE, CONSTANT_PLANE, ZSTD_PLANE = range(3)
-"""Modes of a plane."""
-
 _HEAD = struct.Struct("<BB")
-_PLANE = struct.Struct("<BI")
-
-# target_length=0: with the strategy `fast`, any other value leaves the literals uncompressed.
-_HUFFMAN = zstandard.ZstdCompressionParameters(
-    strategy=zstandard.STRATEGY_FAST,
-    target_length=0,
-    min_match=7,
-    hash_log=6,
-    chain_log=6,
-    search_log=1,
-    window_log=17,
-    write_content_size=False,
-    write_checksum=False,
-)
 
 # Words, or planes of them: unsigned integers of 1, 2, 4 or 8 bytes.
 _Words = npt.NDArray[np.unsignedinteger]
@@ -78,8 +51,7 @@ class Planes(Codec):
     name = "planes"
 
     def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(compression_params=_HUFFMAN)
-        self._decompressor = zstandard.ZstdDecompressor()
+        self._coder = ByteCoder()
         # Encoding: native words, planes, one plane. Decoding: two levels of merging, the words.
         self._scratch = (Scratch(), Scratch(), Scratch())
 
@@ -97,8 +69,8 @@ class Planes(Codec):
         parts: list[Buffer] = [header]
         pays = False
         for plane in self._split(words, rotated=bool(flags & ROTATED)):
-            mode, stored = self._encode_plane(plane)
-            header += _PLANE.pack(mode, len(stored))
+            mode, stored = self._coder.encode(plane)
+            header += PLANE_ENTRY.pack(mode, len(stored))
             parts.append(stored)
             pays |= mode != RAW_PLANE
         return parts if pays else None
@@ -107,7 +79,7 @@ class Planes(Codec):
         """Merge the planes; every length is checked before it is used."""
         word, flags = _read_head(payload, len(out))
         planes = [
-            self._decode_plane(mode, stored, len(out) // word)
+            self._coder.decode(mode, stored, len(out) // word)
             for mode, stored in _read_planes(payload, word)
         ]
         target = np.frombuffer(out, _word_type(word, flags))
@@ -145,23 +117,6 @@ class Planes(Codec):
             np.right_shift(words, 8 * size - 1, out=planes[0], casting="unsafe")
             np.bitwise_or(planes[0], low, out=planes[0])
         return list(planes)
-
-    def _encode_plane(self, plane: _Words) -> tuple[int, Buffer]:
-        if plane[0] == plane[-1] and (plane == plane[0]).all():
-            return CONSTANT_PLANE, bytes(plane[:1])
-        frame = self._compressor.compress(plane.data)
-        if len(frame) < len(plane):
-            return ZSTD_PLANE, frame
-        return RAW_PLANE, plane.data
-
-    def _decode_plane(self, mode: int, stored: memoryview, length: int) -> _Words:
-        if mode == ZSTD_PLANE:
-            return np.frombuffer(decompress(stored, length, self._decompressor), np.uint8)
-        if mode == RAW_PLANE and len(stored) == length:
-            return np.frombuffer(stored, np.uint8)
-        if mode == CONSTANT_PLANE and len(stored) == 1:
-            return np.full(length, stored[0], np.uint8)
-        raise CorruptDataError(f"a byte plane has mode {mode} and {len(stored)} stored bytes")
 
     def _merge(self, planes: list[_Words], out: _Words, *, rotated: bool) -> None:
         """Fill `out` with the words of `planes`: pairs of planes become planes twice as wide."""
@@ -205,10 +160,10 @@ def _read_head(payload: memoryview, raw_length: int) -> tuple[int, int]:
 
 def _read_planes(payload: memoryview, word: int) -> Iterator[tuple[int, memoryview]]:
     """Mode and stored bytes of each plane; they end where the payload does."""
-    position = _HEAD.size + word * _PLANE.size
+    position = _HEAD.size + word * PLANE_ENTRY.size
     if len(payload) < position:
         raise CorruptDataError("the header of a chunk in byte planes is cut short")
-    entries = list(_PLANE.iter_unpack(payload[_HEAD.size : position]))
+    entries = list(PLANE_ENTRY.iter_unpack(payload[_HEAD.size : position]))
     if position + sum(length for _, length in entries) != len(payload):
         raise CorruptDataError("the lengths of byte planes do not add up to the stored length")
     for mode, length in entries:

@@ -7,7 +7,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mstore.codecs.planes import CONSTANT_PLANE, RAW_PLANE, ZSTD_PLANE, Planes
+from mstore.codecs.bytecoder import CONSTANT_PLANE, RAW_PLANE, ZSTD_PLANE
+from mstore.codecs.planes import Planes
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import CorruptDataError, LimitExceededError
 
