@@ -1,119 +1,198 @@
-"""The programs that are compared, as a user would call them: mstore, borg and restic."""
+"""The programs that are compared, as a user would call them: mstore, restic, borg, git-lfs, DVC."""
 
+import filecmp
+import os
 import shutil
 import subprocess
+import sys
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
-from measure import MSTORE, run_process
+from measure import MSTORE, run_process, stored_size
 
 
-class Program(ABC):
-    """One program with an empty repository, caches and settings of its own below `home`.
+@dataclass(frozen=True, slots=True)
+class Version:
+    """The files of `directory`, to be stored as version `number` of a history.
 
-    It stores the file `name` of the directory `source`.
+    They were made from those of version `parent`. If `unrelated`, a program that knows models is
+    not told so: it stores them as a model of its own.
+    """
+
+    number: int
+    directory: Path
+    parent: int | None = None
+    unrelated: bool = False
+
+
+class Peer(ABC):
+    """Something that stores versions of files and gives them back, with all it has below `home`."""
+
+    name: str
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        home.mkdir(parents=True)
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str | None:
+        """Name and version of what is measured; None if it is not installed."""
+
+    @abstractmethod
+    def store(self, version: Version) -> float:
+        """Store the files of the next version; returns seconds."""
+
+    @abstractmethod
+    def restore(self, number: int, out: Path) -> float:
+        """Write the files of a stored version into the empty directory `out`; returns seconds."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes that all versions take together."""
+
+    def remove(self) -> None:
+        """Delete all that is stored."""
+        shutil.rmtree(self.home)
+
+
+class Program(Peer):
+    """A program that stores the files of the directory `work`; times are those of its processes.
+
+    Before each version the directory is made to hold its files, which is not measured.
     """
 
     command: str
 
-    def __init__(self, home: Path, source: Path, name: str) -> None:
-        self.home = home
-        self.source = source
-        self.name = name
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self.work = home / "work"
+        self.work.mkdir()
         self.repository = home / "repository"
-        home.mkdir()
+        self.init()
 
     @classmethod
-    def installed(cls) -> bool:
-        """Whether the program can be run."""
-        return shutil.which(cls.command) is not None
-
-    @classmethod
-    def version(cls) -> str:
-        """Name and version of the program."""
+    def version(cls) -> str | None:
+        if shutil.which(cls.command) is None:
+            return None
         done = subprocess.run(
             [cls.command, "--version"], capture_output=True, text=True, check=True
         )
-        return " ".join(done.stdout.split()[:2])
+        return f"{cls.name} {_number(done.stdout)}"
 
     @abstractmethod
     def init(self) -> None:
         """Make the empty repository."""
 
     @abstractmethod
-    def store(self) -> float:
-        """Store the file; returns the wall time of the process in seconds."""
+    def commit(self, number: int, names: list[str]) -> float:
+        """Store the files of these names in `work`; returns the wall time of the processes."""
 
-    @abstractmethod
-    def restore(self, out: Path) -> float:
-        """Write what was stored into the empty directory `out`; returns seconds."""
+    def store(self, version: Version) -> float:
+        names = lay_out(version.directory, self.work)
+        # Nobody is to wait for the writing out of what another left behind.
+        os.sync()
+        return self.commit(version.number, names)
 
-    def remove(self) -> None:
-        """Delete the repository and all that goes with it."""
-        shutil.rmtree(self.home)
+    def size(self) -> int:
+        return stored_size(self.repository)
+
+
+def lay_out(directory: Path, work: Path) -> list[str]:
+    """Make `work` hold the files of `directory`, except that hidden ones stay; returns their names.
+
+    What is the same already is not touched, as in a directory that somebody works in.
+    """
+    names = sorted(path.name for path in directory.iterdir())
+    for path in work.iterdir():
+        if path.is_file() and not path.name.startswith(".") and path.name not in names:
+            path.unlink()
+    for name in names:
+        there = work / name
+        if not there.exists() or not filecmp.cmp(directory / name, there, shallow=False):
+            there.unlink(missing_ok=True)
+            shutil.copyfile(directory / name, there)
+    return names
+
+
+def _number(text: str) -> str:
+    """The first word that looks like a version number."""
+    words = text.replace("/", " ").split()
+    return next(word.strip("(),") for word in words if word[0].isdigit())
 
 
 class Mstore(Program):
-    """A repository inside the directory of the model."""
+    """A repository inside the directory of the model; unrelated models come from directories beside."""
 
+    name = "mstore"
     command = MSTORE
 
-    def init(self) -> None:
-        run_process(MSTORE, "init", cwd=self.source)
-
-    def store(self) -> float:
-        return run_process(MSTORE, "commit", "-m", "first", cwd=self.source)
-
-    def restore(self, out: Path) -> float:
-        return run_process(MSTORE, "checkout", "main", "-o", out, cwd=self.source)
-
-    def remove(self) -> None:
-        super().remove()
-        shutil.rmtree(self.source / ".mstore")
-
-
-class Borg(Program):
-    """Without encryption, zstd at level 3."""
-
-    command = "borg"
+    @classmethod
+    def version(cls) -> str | None:
+        return "mstore"
 
     def init(self) -> None:
-        self._run("init", "--encryption", "none", self.repository, cwd=self.home)
+        run_process(MSTORE, "init", cwd=self.work)
+        self.repository = self.work / ".mstore"
+        self.models: dict[int, str] = {}
 
-    def store(self) -> float:
-        archive = f"{self.repository}::first"
-        return self._run("create", "--compression", "zstd,3", archive, self.name, cwd=self.source)
+    def store(self, version: Version) -> float:
+        if not version.unrelated or version.number == 0:
+            return super().store(version)
+        model = self.models[version.number] = f"model-{version.number}"
+        place = self.home / model
+        place.mkdir()
+        lay_out(version.directory, place)
+        os.sync()
+        return run_process(*self._elsewhere(model), "commit", "-m", model, cwd=place)
 
-    def restore(self, out: Path) -> float:
-        return self._run("extract", f"{self.repository}::first", cwd=out)
+    def commit(self, number: int, names: list[str]) -> float:
+        took = run_process(MSTORE, "commit", "-m", f"version {number}", cwd=self.work)
+        run_process(MSTORE, "tag", f"v{number}", cwd=self.work)
+        return took
 
-    def _run(self, *arguments: str | Path, cwd: Path) -> float:
-        env = {
-            "BORG_BASE_DIR": str(self.home / "borg"),
-            "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
-            "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
-        }
-        return run_process("borg", *arguments, cwd=cwd, env=env)
+    def restore(self, number: int, out: Path) -> float:
+        if model := self.models.get(number):
+            return run_process(
+                *self._elsewhere(model), "checkout", "main", "-o", out, cwd=self.home
+            )
+        return run_process(MSTORE, "checkout", f"v{number}", "-o", out, cwd=self.work)
+
+    def repack(self) -> float | None:
+        """Take more time for a smaller repository; None if this mstore cannot do so yet."""
+        shown = subprocess.run([MSTORE, "repack", "--help"], capture_output=True, text=True)
+        if shown.returncode != 0 or "--deep" not in shown.stdout:
+            return None
+        return run_process(MSTORE, "repack", "--deep", cwd=self.work)
+
+    def _elsewhere(self, model: str) -> tuple[str | Path, ...]:
+        return MSTORE, "--repo", self.repository, "--model", model
 
 
 class Restic(Program):
     """Compressing as it chooses; it always encrypts."""
 
+    name = "restic"
     command = "restic"
 
     @classmethod
-    def version(cls) -> str:
+    def version(cls) -> str | None:
+        if shutil.which(cls.command) is None:
+            return None
         done = subprocess.run(["restic", "version"], capture_output=True, text=True, check=True)
-        return " ".join(done.stdout.split()[:2])
+        return f"restic {_number(done.stdout)}"
 
     def init(self) -> None:
         self._run("init", cwd=self.home)
 
-    def store(self) -> float:
-        return self._run("backup", "--compression", "auto", self.name, cwd=self.source)
+    def commit(self, number: int, names: list[str]) -> float:
+        options = ("--compression", "auto", "--tag", f"v{number}")
+        return self._run("backup", *options, *names, cwd=self.work)
 
-    def restore(self, out: Path) -> float:
-        return self._run("restore", "latest", "--target", out, cwd=self.home)
+    def restore(self, number: int, out: Path) -> float:
+        which = ("latest", "--tag", f"v{number}")
+        return self._run("restore", *which, "--target", out, cwd=self.home)
 
     def _run(self, *arguments: str | Path, cwd: Path) -> float:
         env = {
@@ -124,4 +203,110 @@ class Restic(Program):
         return run_process("restic", *arguments, cwd=cwd, env=env)
 
 
-PROGRAMS: tuple[type[Program], ...] = (Mstore, Borg, Restic)
+class Borg(Program):
+    """Without encryption, zstd at level 3."""
+
+    name = "borg"
+    command = "borg"
+
+    def init(self) -> None:
+        self._run("init", "--encryption", "none", self.repository, cwd=self.home)
+
+    def commit(self, number: int, names: list[str]) -> float:
+        archive = f"{self.repository}::v{number}"
+        return self._run("create", "--compression", "zstd,3", archive, *names, cwd=self.work)
+
+    def restore(self, number: int, out: Path) -> float:
+        return self._run("extract", f"{self.repository}::v{number}", cwd=out)
+
+    def _run(self, *arguments: str | Path, cwd: Path) -> float:
+        env = {
+            "BORG_BASE_DIR": str(self.home / "borg"),
+            "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+            "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
+        }
+        return run_process("borg", *arguments, cwd=cwd, env=env)
+
+
+class _OverGit(Program):
+    """What the programs share that keep the history in git and the large files beside it."""
+
+    def git(self, *arguments: str | Path) -> float:
+        """Run git in the directory, with no settings but those given here."""
+        return run_process("git", *arguments, cwd=self.work, env=self.environment())
+
+    def environment(self) -> dict[str, str]:
+        """Nothing of the user's settings, which may say anything."""
+        who = {f"GIT_{role}_{part}": "bench@localhost" for role in _ROLES for part in _PARTS}
+        return who | {"HOME": str(self.home), "GIT_CONFIG_NOSYSTEM": "1"}
+
+
+_ROLES = ("AUTHOR", "COMMITTER")
+_PARTS = ("NAME", "EMAIL")
+
+
+class GitLfs(_OverGit):
+    """`git add` and `git commit`, with all model files tracked by git-lfs."""
+
+    name = "git-lfs"
+    command = "git-lfs"
+
+    def init(self) -> None:
+        self.git("init", "-q")
+        self.git("lfs", "install", "--local")
+        self.repository = self.work / ".git"
+        # Not in .gitattributes: that file would come back with every version.
+        (self.repository / "info/attributes").write_text("* filter=lfs diff=lfs merge=lfs -text\n")
+
+    def commit(self, number: int, names: list[str]) -> float:
+        took = self.git("add", "--all") + self.git("commit", "-q", "-m", f"version {number}")
+        self.git("tag", f"v{number}")
+        return took
+
+    def restore(self, number: int, out: Path) -> float:
+        return self.git("--work-tree", out, "checkout", "-q", "-f", f"v{number}", "--", ".")
+
+
+class Dvc(_OverGit):
+    """`dvc add` of the model files and a git commit of what it says of them."""
+
+    name = "DVC"
+    command = str(Path(sys.executable).parent / "dvc")
+
+    def init(self) -> None:
+        self.git("init", "-q")
+        self._dvc("init", "-q")
+        self._dvc("config", "core.analytics", "false")
+        self.git("commit", "-q", "-m", "a repository")
+
+    def commit(self, number: int, names: list[str]) -> float:
+        took = self._dvc("add", "-q", *names)
+        took += self.git("add", "--all") + self.git("commit", "-q", "-m", f"version {number}")
+        self.git("tag", f"v{number}")
+        return took
+
+    def restore(self, number: int, out: Path) -> float:
+        for path in self.work.iterdir():
+            if path.is_file() and not path.name.startswith("."):
+                path.unlink()
+        os.sync()
+        took = self.git("checkout", "-q", "-f", f"v{number}") + self._dvc("checkout", "-q")
+        for path in self.work.iterdir():
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".dvc":
+                path.rename(out / path.name)
+        return took
+
+    def size(self) -> int:
+        return stored_size(self.work / ".git") + stored_size(self.work / ".dvc/cache")
+
+    def _dvc(self, *arguments: str | Path) -> float:
+        return run_process(self.command, *arguments, cwd=self.work, env=self.environment())
+
+    def environment(self) -> dict[str, str]:
+        own = {name: str(self.home / "dvc") for name in _DVC_DIRECTORIES}
+        return super().environment() | own | {"DVC_NO_ANALYTICS": "1"}
+
+
+_DVC_DIRECTORIES = ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR")
+
+PROGRAMS: tuple[type[Program], ...] = (Mstore, Restic, Borg, GitLfs, Dvc)

@@ -1,0 +1,134 @@
+"""The peers of the benchmark give back what they were given, and count what they keep."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """The module; scripts of this directory import each other by bare names."""
+    sys.path.insert(0, str(HERE))
+    try:
+        yield importlib.import_module("peers")
+    finally:
+        sys.path.remove(str(HERE))
+
+
+@pytest.fixture(scope="module")
+def programs(peers):
+    return importlib.import_module("programs")
+
+
+def write_model(directory: Path, seed: int, rows: int = 64) -> Path:
+    """A safetensors file of a matrix near one that is always the same, some of it in bfloat16."""
+    matrix = np.random.default_rng(0).normal(0, 0.05, (rows, 64)).astype(np.float32)
+    matrix += np.random.default_rng(seed).normal(0, 1e-5, matrix.shape).astype(np.float32)
+    half = np.ascontiguousarray(matrix.view(np.uint16)[:, 1::2])
+    small = np.arange(8, dtype=np.int64)
+    header, end, parts = {}, 0, []
+    for name, dtype, array in (("w", "F32", matrix), ("h", "BF16", half), ("p", "I64", small)):
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (start, end)}
+        parts.append(array.tobytes())
+    text = json.dumps(header).encode()
+    directory.mkdir()
+    path = directory / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
+    return directory
+
+
+def store_all(peer, programs, directories) -> list[int]:
+    """Store the directories as versions, each made from the one before; returns what each added."""
+    added = []
+    for number, directory in enumerate(directories):
+        before = peer.size()
+        peer.store(programs.Version(number, directory, number - 1 if number else None))
+        added.append(peer.size() - before)
+    return added
+
+
+def assert_restored(peer, directories, out: Path) -> None:
+    for number in reversed(range(len(directories))):
+        place = out / str(number)
+        place.mkdir(parents=True)
+        peer.restore(number, place)
+        (file,) = place.iterdir()
+        assert file.read_bytes() == (directories[number] / file.name).read_bytes()
+
+
+def plain_zipnn(peers, monkeypatch) -> None:
+    """Let tensors without a base go to zstd, so that the test needs neither ZipNN nor torch."""
+    monkeypatch.setattr(peers.ZipNN, "TYPES", {})
+
+
+def test_xor_round_trip(tmp_path, peers, programs, monkeypatch) -> None:
+    plain_zipnn(peers, monkeypatch)
+    directories = [write_model(tmp_path / str(seed), seed) for seed in range(3)]
+    directories.append(write_model(tmp_path / "wider", 4, rows=80))
+    peer = peers.Xor(tmp_path / "peer")
+    first, second, third, wider = store_all(peer, programs, directories)
+    assert second < 0.8 * first
+    assert third < 0.8 * first
+    assert wider > first, "a tensor of another shape has no base"
+    assert_restored(peer, directories, tmp_path / "out")
+
+
+def test_xor_counts_entries_of_what_stays(tmp_path, peers, programs, monkeypatch) -> None:
+    plain_zipnn(peers, monkeypatch)
+    directory = write_model(tmp_path / "a", 1)
+    other = write_model(tmp_path / "b", 1)
+    with (other / "model.safetensors").open("ab") as file:
+        file.write(b"!")
+    peer = peers.Xor(tmp_path / "peer")
+    _, same, longer = store_all(peer, programs, [directory, directory, other])
+    assert same == 0
+    header = len(peers._compressed((directory / "model.safetensors").read_bytes()[:200], 3))
+    assert longer < 3 * peers.ENTRY + (peers.ENTRY + header + 100) + (peers.ENTRY + 1)
+    assert longer >= 5 * peers.ENTRY
+
+
+def test_chunks_round_trip(tmp_path, peers, programs) -> None:
+    pytest.importorskip("lz4")
+    directories = [write_model(tmp_path / str(seed), seed, rows=2048) for seed in range(2)]
+    peer = peers.Chunks(tmp_path / "peer")
+    first, second = store_all(peer, programs, directories)
+    raw = (directories[0] / "model.safetensors").stat().st_size
+    assert first < raw
+    assert 0 < second <= first + 1000
+    assert_restored(peer, directories, tmp_path / "out")
+
+
+def test_zipnn_round_trip(tmp_path, peers, programs) -> None:
+    pytest.importorskip("zipnn")
+    directories = [write_model(tmp_path / str(seed), seed) for seed in range(2)]
+    peer = peers.ZipNN(tmp_path / "peer")
+    store_all(peer, programs, directories)
+    assert_restored(peer, directories, tmp_path / "out")
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 5, 1000])
+def test_byte_groups(length, peers) -> None:
+    data = bytes(range(256)) * 4
+    grouped = peers._grouped(data[:length], 4)
+    assert peers._ungrouped(grouped, 4) == data[:length]
+    assert length < 5 or grouped[:2] == bytes((0, 4))
+
+
+def test_spans_of_a_torch_file(tmp_path, peers) -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(100, dtype=torch.float32)
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"a": tensor, "b": tensor + 1}, path)
+    data = path.read_bytes()
+    found = sys.modules["tensor_files"].spans(path.name, data)
+    assert b"".join(data[span.start : span.end] for span in found) == data
+    named = [data[span.start : span.end] for span in found if span.name]
+    assert tensor.numpy().tobytes() in named
+    assert (tensor + 1).numpy().tobytes() in named
