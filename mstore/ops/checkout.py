@@ -4,7 +4,6 @@ At every moment a path holds either what was there before or the whole new file.
 """
 
 import os
-import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,8 +18,7 @@ from mstore.database import Database
 from mstore.errors import ConflictError, CorruptDataError
 from mstore.objects import FileEntry, Manifest, Snapshot
 from mstore.ops.directory import Directory
-from mstore.ops.hashing import is_content
-from mstore.sources import FileSource
+from mstore.ops.hashing import holds
 from mstore.storage.files import Files, OpenFile
 
 _GROUP_BYTES = 8 << 20
@@ -199,24 +197,3 @@ def write_out(
         pass
     target.finish()
     return len(wanted)
-
-
-def holds(db: Database, path: Path, entry: FileEntry, threads: int | None = None) -> bool:
-    """Whether the file at `path` is, byte for byte, the stored file `entry`.
-
-    Its executable bit counts too. Raises ConflictError when it changes meanwhile, StorageError
-    when it cannot be read.
-    """
-    try:
-        info = path.stat()
-    except OSError:
-        return False
-    if not stat.S_ISREG(info.st_mode) or info.st_size != entry.size:
-        return False
-    if bool(info.st_mode & stat.S_IXUSR) != entry.executable:
-        return False
-    source = FileSource(path)
-    try:
-        return is_content(source, db.manifest(entry.manifest), threads)
-    finally:
-        source.close()

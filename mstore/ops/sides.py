@@ -117,7 +117,7 @@ class StoredSide(Side):
 class FileSide(StoredSide):
     """A working directory: files that are in the repository, and files that are only on disk.
 
-    `hashed` holds the manifests of the latter by path (see `hashing.describe_file`), and
+    `hashed` holds the manifests of the latter by path (see `describing.describe_file`), and
     `open_source` opens one of them for a moment; the others are read from the repository.
     """
 

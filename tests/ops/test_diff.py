@@ -19,8 +19,8 @@ from mstore.objects import FileEntry, Snapshot, encode_object
 from mstore.ops.changes import Change
 from mstore.ops.commit import Content, Description, Target, record
 from mstore.ops.compare import compare
+from mstore.ops.describing import describe_file
 from mstore.ops.diff import diff_sides, diff_snapshots
-from mstore.ops.hashing import describe_file
 from mstore.ops.sides import FileSide, StoredSide
 from mstore.sources import BufferSource
 from mstore.storage.memory import MemoryStorage

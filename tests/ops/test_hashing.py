@@ -9,7 +9,8 @@ from mstore.errors import ConflictError
 from mstore.ingest import FileToStore
 from mstore.layout import Tensor, cover, opaque
 from mstore.ops.commit import Content, Description, Target, record
-from mstore.ops.hashing import describe_file, is_content
+from mstore.ops.describing import describe_file
+from mstore.ops.hashing import is_content
 from mstore.sources import BufferSource, FileSource
 from mstore.storage.memory import MemoryStorage
 
