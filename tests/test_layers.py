@@ -16,7 +16,17 @@ MAX_LINES = 420
 # Lowest first. A name stands for the module, or for the package with all in it. `mstore` itself is
 # the package's __init__, which imports what it offers only when asked.
 LAYERS: list[set[str]] = [
-    {"checks", "errors", "ids", "dtypes", "layout", "strictjson", "numpy_dtypes", "version"},
+    {
+        "checks",
+        "errors",
+        "ids",
+        "dtypes",
+        "layout",
+        "strictjson",
+        "numpy_dtypes",
+        "threads",
+        "version",
+    },
     {"storage", "formats", "codecs", "chunking"},
     {"pack", "index", "objects", "root", "rootlog"},
     {"bulkindex", "database"},
@@ -38,6 +48,7 @@ LAYERS: list[set[str]] = [
         "statcache",
         "tensors",
         "snapshot",
+        "status",
         "worktree",
         "progress",
         "author",
@@ -53,7 +64,7 @@ LAZY = {"cli", "formats", "integrations", "server"}
 
 CATCH_ALL = {"utils", "util", "helpers", "helper", "common", "misc"}
 
-# What `mstore log` runs: must start without numpy.
+# What `mstore log` and `mstore status` run: must start without numpy.
 FAST = [
     "database",
     "root",
@@ -64,6 +75,7 @@ FAST = [
     "ops.history",
     "ops.where",
     "ops.revisions",
+    "status",
 ]
 
 

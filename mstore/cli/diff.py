@@ -52,7 +52,7 @@ def diff(
         new = (
             StoredSide(call.db, _snapshot(call, other))
             if other is not None
-            else working_side(call.worktree(), told)
+            else working_side(call.worktree_reader(), told)
         )
         found = diff_sides(
             call.db, old, new, numbers=not stat, tensor=tensor, progress=told.advance
@@ -75,7 +75,7 @@ def _commit(call: Invocation, revision: str | None) -> Id | None:
     """The commit to compare from; None in a working directory before its first commit."""
     if revision is not None:
         return call.resolve(revision)
-    head = call.worktree().head
+    head = call.worktree_reader().head
     return head.commit if head.model == call.model else call.resolve("HEAD")
 
 

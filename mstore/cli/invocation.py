@@ -22,6 +22,7 @@ from mstore.ops.revisions import DEFAULT_MODEL, check_name, resolve
 from mstore.root import Refs
 
 if TYPE_CHECKING:
+    from mstore.status import WorktreeReader
     from mstore.worktree import Worktree
 
 P = ParamSpec("P")
@@ -96,17 +97,27 @@ class Invocation:
         head = self.head
         return resolve(self.db, self.model, revision, head.commit if head else None)
 
+    def worktree_reader(self) -> "WorktreeReader":
+        """The working directory, to look at; raises InvalidInputError when there is none."""
+        # Which files count as its own takes pathspec, which most commands need not wait for.
+        from mstore.status import WorktreeReader
+
+        return WorktreeReader(self._directory(), self.db)
+
     def worktree(self) -> "Worktree":
         """The working directory; raises InvalidInputError when there is none."""
-        # It needs numpy, which most commands need not wait for.
+        # It needs numpy, which takes longer to import than most commands take.
         from mstore.worktree import Worktree
 
+        return Worktree(self._directory(), self.db)
+
+    def _directory(self) -> Path:
         if self.place.directory is None:
             raise InvalidInputError(
                 f"the repository {self.place.storage.location} has no working directory here",
                 hint="go to the directory that `mstore init` was run for, or name it with -C",
             )
-        return Worktree(self.place.directory, self.db)
+        return self.place.directory
 
     def note(self, text: str) -> None:
         """Tell the user, on stderr, unless quiet."""

@@ -6,7 +6,7 @@ from mstore.cli import output, text
 from mstore.cli.describe import head_document
 from mstore.cli.invocation import Invocation, command
 from mstore.ids import Id
-from mstore.worktree import Status
+from mstore.status import Status
 
 
 @command(
@@ -23,7 +23,7 @@ def status(call: Invocation, rehash: bool) -> None:
     Files are only read where their size or times have changed. A program that writes through a
     memory map (np.memmap) may leave the times as they are; then --rehash sees the change.
     """
-    found = call.worktree().status(rehash=rehash)
+    found = call.worktree_reader().status(rehash=rehash)
     if call.json:
         output.document(_document(found))
         return

@@ -4,14 +4,14 @@ import stat
 
 from mstore.formats.detect import describe
 from mstore.objects import FileEntry, Manifest, Snapshot, encode_object
-from mstore.ops.hashing import describe_file
+from mstore.ops.describing import describe_file
 from mstore.ops.sides import FileSide
 from mstore.progress import Progress
 from mstore.sources import FileSource
-from mstore.worktree import Worktree
+from mstore.status import WorktreeReader
 
 
-def working_side(tree: Worktree, progress: Progress) -> FileSide:
+def working_side(tree: WorktreeReader, progress: Progress) -> FileSide:
     """What lies in the working directory; files that differ from HEAD are read, none is stored.
 
     Raises ConflictError when a file changes meanwhile, StorageError when one cannot be read.
