@@ -1,0 +1,170 @@
+"""Codec delta (number 4): the difference of a chunk from another, number by number.
+
+The words of the base are cast to the type of the chunk where that is another one, both are mapped
+to integers in the order of the numbers (see `words`), subtracted modulo the word size, and the
+sign is moved to the lowest bit (zigzag: 0, -1, 1, -2, … become 0, 1, 2, 3, …).
+
+How far a step of training moves a weight, counted in ulps, depends on the weight's exponent. So
+where it pays the differences are put into the order of the base's exponents, which the decoder
+knows too, and each exponent becomes a group that is coded apart (see `groups`).
+
+Payload, integers little-endian:
+
+| offset | bytes | what |
+|---|---|---|
+| 0 | 1 | code of the chunk's element type |
+| 1 | 1 | code of the base's element type |
+| 2 | 1 | flags: 1 ordered by exponent; other bits are zero |
+| 3 | 1 | zero |
+| 4 | 4 | words that are coded as differences, m: the first m of both |
+| 8 | 4 | bytes T of the table |
+| 12 | 4 | bytes R of the rest |
+| 16 | T | the table of each group |
+| 16 + T | R | what the chunk has beyond m words, as codec planes; R is 0 where it has nothing |
+| 16 + T + R | | the streams of each group, up to the end of the payload |
+"""
+
+import struct
+
+import numpy as np
+import numpy.typing as npt
+
+from mstore.codecs.base import DELTA, DeltaCodec
+from mstore.codecs.estimate import pays_to_order
+from mstore.codecs.groups import GroupCoder, Keys, Table, group_ends, groups_of
+from mstore.codecs.planes import Planes
+from mstore.codecs.scratch import Scratch
+from mstore.codecs.words import (
+    Words,
+    WordType,
+    cast,
+    comparable,
+    exponents,
+    from_ulps,
+    to_ulps,
+    unzigzag,
+    word_type,
+    zigzag,
+)
+from mstore.dtypes import BY_CODE, DType
+from mstore.errors import CorruptDataError
+from mstore.ids import Buffer
+
+ORDERED = 1
+"""Flag of a payload: the differences lie in the order of the base's exponents."""
+
+_HEAD = struct.Struct("<BBBxIII")
+_BYTE = np.dtype(np.uint8)
+
+
+class Delta(DeltaCodec):
+    """Tensors of one number type, or of float types that can be cast."""
+
+    number = DELTA
+    name = "delta"
+
+    def __init__(self) -> None:
+        self._groups = GroupCoder()
+        self._planes = Planes()
+        self._base, self._words, self._sorted, self._key = (Scratch() for _ in range(4))
+
+    def encode(
+        self, raw: memoryview, dtype: DType, base: memoryview, base_dtype: DType
+    ) -> list[Buffer] | None:
+        """Header, table and streams; None if there is nothing to compare."""
+        kind, base_kind = word_type(dtype), word_type(base_dtype)
+        count = min(len(raw) // kind.size, len(base) // base_kind.size)
+        if not comparable(kind, base_kind) or not count or len(raw) % kind.size:
+            return None
+        against = self._cast_base(base, base_kind, kind, count)
+        words = self._words.array(count, kind.native)
+        words[:] = np.frombuffer(raw, kind.stored, count)
+        keys = self._keys(against, kind)
+        scratch = self._sorted.array(count, kind.native)
+        to_ulps(words, kind, scratch)
+        to_ulps(against, kind, scratch)
+        np.subtract(words, against, out=words)
+        zigzag(words, scratch)
+        if keys is not None and not pays_to_order(words, keys):
+            keys = None
+        if keys is not None:
+            np.take(words, np.argsort(keys, kind="stable"), out=scratch, mode="clip")
+            words = scratch
+        table, streams = bytearray(), list[Buffer]()
+        for group in groups_of(words, group_ends(keys, count)):
+            self._groups.encode(group, table, streams)
+        rest = self._encode_rest(raw[count * kind.size :], dtype)
+        flags = ORDERED if keys is not None else 0
+        head = _HEAD.pack(dtype.code, base_dtype.code, flags, count, len(table), len(rest))
+        return [head, bytes(table), rest, *streams]
+
+    def decode(self, payload: memoryview, base: memoryview, out: memoryview) -> None:
+        """Add the differences to the base; every length is checked before it is used."""
+        if len(payload) < _HEAD.size:
+            raise CorruptDataError("the header of a chunk of differences is cut short")
+        code, base_code, flags, count, table_size, rest_size = _HEAD.unpack_from(payload)
+        kind, base_kind = _known(code), _known(base_code)
+        start = _HEAD.size + table_size
+        if (
+            not comparable(kind, base_kind)
+            or flags & ~ORDERED
+            or payload[3]
+            or not 0 < count <= min(len(out) // kind.size, len(base) // base_kind.size)
+            or start + rest_size > len(payload)
+        ):
+            raise CorruptDataError("a chunk of differences does not fit its base")
+        self._decode_rest(payload[start : start + rest_size], out[count * kind.size :])
+        against = self._cast_base(base, base_kind, kind, count)
+        keys = self._keys(against, kind) if flags & ORDERED else None
+        if flags & ORDERED and keys is None:
+            raise CorruptDataError("integers are said to be ordered by exponent")
+        table = Table(payload[_HEAD.size : start], payload[start + rest_size :])
+        words = self._words.array(count, kind.native)
+        scratch = self._sorted.array(count, kind.native)
+        coded = words if keys is None else scratch
+        for group in groups_of(coded, group_ends(keys, count)):
+            self._groups.decode(table, group)
+        table.finish()
+        if keys is not None:
+            words[np.argsort(keys, kind="stable")] = scratch
+        unzigzag(words, scratch)
+        to_ulps(against, kind, scratch)
+        np.add(words, against, out=words)
+        from_ulps(words, kind, scratch)
+        np.frombuffer(out, kind.stored, count)[:] = words
+
+    def _cast_base(self, base: memoryview, source: WordType, target: WordType, count: int) -> Words:
+        """The first `count` words of the base, as those of the chunk's type, in scratch."""
+        stored = np.frombuffer(base, source.stored, count)
+        if source.name != target.name and (source.mantissa, target.mantissa) != (0, 0):
+            native = stored.astype(source.native, copy=False)
+            stored = cast(native, source, target)
+        words = self._base.array(count, target.native)
+        words[:] = stored
+        return words
+
+    def _keys(self, against: Words, kind: WordType) -> Keys | None:
+        if not kind.mantissa:
+            return None
+        keys: npt.NDArray[np.uint8] = self._key.array(len(against), _BYTE)
+        exponents(against, kind, keys)
+        return keys
+
+    def _encode_rest(self, raw: memoryview, dtype: DType) -> bytes:
+        if not raw:
+            return b""
+        parts = self._planes.encode(raw, dtype)
+        if parts is None:
+            # Planes that do not shrink: one plane of single bytes, as it is.
+            return bytes((1, 0, 0)) + len(raw).to_bytes(4, "little") + bytes(raw)
+        return b"".join(parts)
+
+    def _decode_rest(self, rest: memoryview, out: memoryview) -> None:
+        if out or rest:
+            self._planes.decode(rest, out)
+
+
+def _known(code: int) -> WordType:
+    if code not in BY_CODE:
+        raise CorruptDataError(f"a chunk of differences has elements of unknown type {code}")
+    return word_type(BY_CODE[code])

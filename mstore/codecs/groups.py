@@ -1,0 +1,234 @@
+"""Coding small numbers in groups of like size: what is left of a tensor after its base.
+
+A group is a run of words, each an unsigned number that tends to be small. It is coded in the
+first of these ways that fits:
+
+| kind | when | streams |
+|---|---|---|
+| 0 zero | all numbers are 0 | none |
+| 1 dense | | planes of the low bits, then planes of the others |
+| 2 sparse | few numbers are not 0 | gaps, then planes of the others less 1 |
+
+Dense, with a shift s: ceil(s / 8) planes hold the lowest s bits of each number, eight to a plane,
+lowest first; the other planes hold the number shifted right by s. Numbers of some thousand ulps
+are so split that all that is predictable about them falls into one byte: Huffman's code for the
+s bits below, which are noise, takes s bits.
+
+Sparse: before each number that is not 0 the count of zeros, as so many bytes of 255 and then one
+less than 255. These bytes make one plane. The planes of the numbers, each less 1, follow.
+
+Planes are coded by `bytecoder`. Higher planes that are not there are zeros.
+"""
+
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from mstore.codecs.bytecoder import PLANE_ENTRY, ByteCoder
+from mstore.codecs.scratch import Scratch
+from mstore.codecs.words import Words
+from mstore.errors import CorruptDataError
+from mstore.ids import Buffer
+
+ZERO, DENSE, SPARSE = range(3)
+"""Kinds of groups."""
+
+SMALLEST_GROUP = 4096
+"""Numbers in a group, at least: for fewer the tables of Huffman's code cost more than they save."""
+
+_DENSE_HEAD = struct.Struct("<BB")
+_SPARSE_HEAD = struct.Struct("<BII")
+# A gap costs about as much as the same numbers in a plane where one in so many is not 0.
+_SPARSE_SHARE = 0.3
+# The bits of a typical number that are worth a plane of their own, where it has more than a byte.
+_TELLING_BITS = 4
+
+Keys = npt.NDArray[np.uint8]
+
+
+def group_ends(keys: Keys | None, count: int) -> list[int]:
+    """Where the groups of `count` numbers end, which lie in the order of their `keys`.
+
+    Each key is one group; one of fewer than SMALLEST_GROUP numbers is joined with those after
+    it, and with the one before it if it is the last. Without keys all are one group.
+    """
+    if keys is None:
+        return [count] if count else []
+    ends: list[int] = []
+    start = at = 0
+    for numbers in np.bincount(keys, minlength=256).tolist():
+        at += numbers
+        if at - start >= SMALLEST_GROUP:
+            ends.append(at)
+            start = at
+    if start < count:
+        ends[-1:] = [count]
+    return ends
+
+
+class GroupCoder:
+    """Encodes and decodes groups. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._coder = ByteCoder()
+        self._plane = Scratch()
+
+    def encode(self, words: Words, table: bytearray, parts: list[Buffer]) -> None:
+        """Append the group's table and its streams; the parts own their memory."""
+        top = int(words.max())
+        if top == 0:
+            table.append(ZERO)
+            return
+        used = int(np.count_nonzero(words))
+        if used < _SPARSE_SHARE * len(words):
+            self._encode_sparse(words, table, parts)
+            return
+        typical = int(words[:: max(1, len(words) // 1024)].mean()).bit_length()
+        # Up to a byte and a bit, cutting off low bits costs more than it saves.
+        shift = typical - _TELLING_BITS if typical > 8 else 0
+        low, high = -(-shift // 8), -(-max(0, top.bit_length() - shift) // 8)
+        table += _DENSE_HEAD.pack(DENSE, shift)
+        table.append(low + high)
+        for plane in range(low):
+            bits = min(8, shift - 8 * plane)
+            self._encode_plane(words, 8 * plane, (1 << bits) - 1, table, parts)
+        for plane in range(high):
+            self._encode_plane(words, shift + 8 * plane, 255, table, parts)
+
+    def decode(self, table: "Table", out: Words) -> None:
+        """Fill `out` with one group; raises CorruptDataError when it cannot be of that length."""
+        kind = table.byte()
+        if kind == ZERO:
+            out[:] = 0
+        elif kind == DENSE:
+            self._decode_dense(table, out)
+        elif kind == SPARSE:
+            self._decode_sparse(table, out)
+        else:
+            raise CorruptDataError(f"a group of differences is of kind {kind}")
+
+    def _encode_sparse(self, words: Words, table: bytearray, parts: list[Buffer]) -> None:
+        places = np.flatnonzero(words)
+        gaps = gap_bytes(places)
+        values = words[places] - words.dtype.type(1)
+        table += _SPARSE_HEAD.pack(SPARSE, len(places), len(gaps))
+        planes = -(-int(values.max()).bit_length() // 8)
+        table.append(planes)
+        self._append(gaps, table, parts)
+        for plane in range(planes):
+            self._encode_plane(values, 8 * plane, 255, table, parts)
+
+    def _encode_plane(
+        self, words: Words, shift: int, mask: int, table: bytearray, parts: list[Buffer]
+    ) -> None:
+        plane = self._plane.array(len(words), np.dtype(np.uint8))
+        np.right_shift(words, shift, out=plane, casting="unsafe")
+        if mask != 255:
+            np.bitwise_and(plane, mask, out=plane)
+        self._append(plane, table, parts)
+
+    def _append(self, plane: Keys, table: bytearray, parts: list[Buffer]) -> None:
+        mode, stored = self._coder.encode(plane)
+        table += PLANE_ENTRY.pack(mode, len(stored))
+        parts.append(stored if isinstance(stored, bytes) else bytes(stored))
+
+    def _decode_dense(self, table: "Table", out: Words) -> None:
+        shift, planes = table.byte(), table.byte()
+        size = 8 * out.itemsize
+        low = -(-shift // 8)
+        if shift >= size or planes < low or shift + 8 * (planes - low) >= size + 8:
+            raise CorruptDataError(f"a group of {planes} planes with a shift of {shift} bits")
+        out[:] = 0
+        for plane in range(planes):
+            at = 8 * plane if plane < low else shift + 8 * (plane - low)
+            self._add_plane(table, out, at)
+
+    def _decode_sparse(self, table: "Table", out: Words) -> None:
+        used, length = table.sparse()
+        planes = table.byte()
+        if not used <= length <= used + len(out) or planes > out.itemsize:
+            raise CorruptDataError(f"a sparse group of {used} numbers, {length} gaps")
+        places = gap_places(self._coder.decode(*table.plane(), length))
+        if len(places) != used or (used and places[-1] >= len(out)):
+            raise CorruptDataError("the gaps of a sparse group do not fit it")
+        values = np.zeros(used, out.dtype)
+        for plane in range(planes):
+            self._add_plane(table, values, 8 * plane)
+        values += out.dtype.type(1)
+        out[:] = 0
+        out[places] = values
+
+    def _add_plane(self, table: "Table", out: Words, shift: int) -> None:
+        plane = self._coder.decode(*table.plane(), len(out))
+        if shift == 0:
+            np.bitwise_or(out, plane, out=out)
+            return
+        wide = self._plane.array(len(out), out.dtype)
+        np.left_shift(plane, shift, out=wide, dtype=out.dtype)
+        np.bitwise_or(out, wide, out=out)
+
+
+def gap_bytes(places: npt.NDArray[np.intp]) -> Keys:
+    """The zeros before each of these ascending places, as bytes: 255 means that more follow."""
+    gaps = np.diff(places, prepend=-1) - 1
+    escapes, rest = np.divmod(gaps, 255)
+    ends = np.cumsum(escapes + 1)
+    coded = np.full(int(ends[-1]), 255, np.uint8)
+    coded[ends - 1] = rest
+    return coded
+
+
+def gap_places(coded: Keys) -> npt.NDArray[np.intp]:
+    """The inverse of `gap_bytes`."""
+    last = coded != 255
+    ends = np.cumsum(coded, dtype=np.int64)[last]
+    places: npt.NDArray[np.intp] = ends + np.arange(len(ends))
+    return places
+
+
+class Table:
+    """Reads the tables of groups one after the other, and hands out their streams."""
+
+    def __init__(self, table: memoryview, streams: memoryview) -> None:
+        self._table = table
+        self._streams = streams
+        self._at = self._used = 0
+
+    def byte(self) -> int:
+        """The next byte."""
+        (value,) = self._take(1)
+        return value
+
+    def sparse(self) -> tuple[int, int]:
+        """The two counts of a sparse group."""
+        used, length = struct.unpack("<II", self._take(8))
+        return used, length
+
+    def plane(self) -> tuple[int, memoryview]:
+        """Mode and stored bytes of the next plane; raises CorruptDataError past the end."""
+        mode, length = PLANE_ENTRY.unpack(self._take(PLANE_ENTRY.size))
+        if self._used + length > len(self._streams):
+            raise CorruptDataError("the planes of differences are cut short")
+        self._used += length
+        return mode, self._streams[self._used - length : self._used]
+
+    def finish(self) -> None:
+        """Raise CorruptDataError unless everything was used."""
+        if (self._at, self._used) != (len(self._table), len(self._streams)):
+            raise CorruptDataError("there is more in a chunk of differences than its groups hold")
+
+    def _take(self, count: int) -> memoryview:
+        if self._at + count > len(self._table):
+            raise CorruptDataError("the table of a chunk of differences is cut short")
+        self._at += count
+        return self._table[self._at - count : self._at]
+
+
+def groups_of(words: Words, ends: list[int]) -> Iterator[Words]:
+    """The groups that end there, one after the other."""
+    start = 0
+    for end in ends:
+        yield words[start:end]
+        start = end
