@@ -48,8 +48,9 @@ LAYERS: list[set[str]] = [
         "statcache",
         "tensors",
         "snapshot",
-        "status",
+        "worktree_read",
         "worktree",
+        "worktree_write",
         "progress",
         "author",
         "repository",
@@ -75,7 +76,7 @@ FAST = [
     "ops.history",
     "ops.where",
     "ops.revisions",
-    "status",
+    "worktree_read",
 ]
 
 

@@ -16,7 +16,7 @@ from mstore.ids import Id
 from mstore.objects import Snapshot
 
 if TYPE_CHECKING:
-    from mstore.worktree import CheckedOut
+    from mstore.worktree_write import CheckedOut
 
 
 @command(
@@ -51,7 +51,7 @@ def checkout(
 
 
 def _go_to(call: Invocation, commit: Id, revision: str, force: bool) -> None:
-    tree = call.worktree()
+    tree = call.worktree_writer()
     try:
         with progress(call, "checking out") as told:
             done = tree.checkout(
@@ -91,7 +91,7 @@ def _branch(call: Invocation, revision: str) -> str | None:
 
 
 def _restore(call: Invocation, commit: Id, paths: Sequence[str], force: bool) -> None:
-    tree = call.worktree()
+    tree = call.worktree_writer()
     chosen = [inside(tree.directory, path) for path in paths]
     snapshot = call.db.snapshot(call.db.commit(commit).snapshot)
     with progress(call, "checking out") as told:

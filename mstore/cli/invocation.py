@@ -22,8 +22,9 @@ from mstore.ops.revisions import DEFAULT_MODEL, check_name, resolve
 from mstore.root import Refs
 
 if TYPE_CHECKING:
-    from mstore.status import WorktreeReader
     from mstore.worktree import Worktree
+    from mstore.worktree_read import WorktreeReader
+    from mstore.worktree_write import WorktreeWriter
 
 P = ParamSpec("P")
 
@@ -100,13 +101,20 @@ class Invocation:
     def worktree_reader(self) -> "WorktreeReader":
         """The working directory, to look at; raises InvalidInputError when there is none."""
         # Which files count as its own takes pathspec, which most commands need not wait for.
-        from mstore.status import WorktreeReader
+        from mstore.worktree_read import WorktreeReader
 
         return WorktreeReader(self._directory(), self.db)
 
-    def worktree(self) -> "Worktree":
-        """The working directory; raises InvalidInputError when there is none."""
+    def worktree_writer(self) -> "WorktreeWriter":
+        """The working directory, to bring versions back into; raises as `worktree_reader` does."""
         # It needs numpy, which takes longer to import than most commands take.
+        from mstore.worktree_write import WorktreeWriter
+
+        return WorktreeWriter(self._directory(), self.db)
+
+    def worktree(self) -> "Worktree":
+        """The working directory, to record; raises as `worktree_reader` does."""
+        # It needs all that stores files besides, which no other command does.
         from mstore.worktree import Worktree
 
         return Worktree(self._directory(), self.db)

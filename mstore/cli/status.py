@@ -6,7 +6,7 @@ from mstore.cli import output, text
 from mstore.cli.describe import head_document
 from mstore.cli.invocation import Invocation, command
 from mstore.ids import Id
-from mstore.status import Status
+from mstore.worktree_read import Status
 
 
 @command(

@@ -8,7 +8,7 @@ from mstore.ops.describing import describe_file
 from mstore.ops.sides import FileSide
 from mstore.progress import Progress
 from mstore.sources import FileSource
-from mstore.status import WorktreeReader
+from mstore.worktree_read import WorktreeReader
 
 
 def working_side(tree: WorktreeReader, progress: Progress) -> FileSide:

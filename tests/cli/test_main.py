@@ -105,6 +105,36 @@ def test_looking_at_history_imports_neither_numpy_nor_rich(
     assert not {"numpy", "rich", "mstore.repository", "mstore.worktree"} & imported
 
 
+STORING = {"mstore.ingest", "mstore.chunkstore", "mstore.formats.detect", "pyfastcdc", "ml_dtypes"}
+
+
+@pytest.mark.parametrize(
+    ("args", "needed", "others"),
+    [
+        (("status",), "mstore.worktree_read", {"numpy", "rich", "mstore.ops.checkout", *STORING}),
+        (("checkout", "HEAD"), "mstore.worktree_write", {"rich", "mstore.worktree", *STORING}),
+        (
+            ("checkout", "HEAD", "-o", "out"),
+            "mstore.ops.checkout",
+            {"rich", "pathspec", "mstore.worktree_read", *STORING},
+        ),
+        (("checkout", "--help"), "mstore.cli.checkout", {"numpy", "pathspec"}),
+        (
+            ("diff",),
+            "mstore.ops.diff",
+            {"mstore.ops.checkout", "mstore.ingest", "mstore.chunkstore"},
+        ),
+        (("commit", "-m", "again"), "mstore.worktree", {"rich", "mstore.repository"}),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(
+    args: tuple[str, ...], needed: str, others: set[str], first: str, mstore: Any
+) -> None:
+    imported = mstore.modules_after(*args)
+    assert needed in imported
+    assert not others & imported
+
+
 def test_a_command_imports_no_other(mstore: Any) -> None:
     commands = {f"mstore.cli.{module}" for module, _ in COMMANDS.values()}
     assert commands & mstore.modules_after("log", "--help") == {"mstore.cli.log"}

@@ -62,7 +62,7 @@ def test_rehash_reads_every_file(first: str, mstore: Any, monkeypatch: pytest.Mo
 
     mstore.ok("status", "--rehash")
     monkeypatch.setattr(StatCache, "manifest", believe)
-    monkeypatch.setattr("mstore.status.read_time", lambda: 2**62)
+    monkeypatch.setattr("mstore.worktree_read.read_time", lambda: 2**62)
     assert mstore.json("status", "--rehash")["clean"]
     # As a memory map writes: size and, for the cache, times stay.
     text = Path("config.json").read_text()

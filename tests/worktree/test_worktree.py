@@ -20,8 +20,7 @@ from mstore.errors import (
 )
 from mstore.head import Head
 from mstore.ops.refs import create_branch
-from mstore.status import Status
-from mstore.worktree import find_worktree
+from mstore.worktree_read import Status, find_worktree
 
 
 def changes(status: Status) -> tuple[tuple[str, ...], ...]:
@@ -62,7 +61,7 @@ def test_unchanged_files_are_not_read_again(tree: Tree, monkeypatch: pytest.Monk
     def fail(*_: object) -> bool:
         raise AssertionError("the file was read")
 
-    monkeypatch.setattr("mstore.status.holds", fail)
+    monkeypatch.setattr("mstore.worktree_read.holds", fail)
     assert tree.again().status().clean
     assert not tree.again().commit(description()).created
 

@@ -142,3 +142,16 @@ class WorktreeReader:
         if same:
             self._cache.note(file.path, file.stat, entry.manifest, read_at)
         return same
+
+
+def find_worktree(start: Path) -> Path | None:
+    """The nearest directory at or above `start` that has a repository folder."""
+    for folder in (start, *start.parents):
+        if (folder / REPOSITORY_FOLDER).is_dir():
+            return folder
+    return None
+
+
+def is_under(path: str, roots: Iterable[str]) -> bool:
+    """Whether `path` is one of `roots` or lies in a folder that is."""
+    return any(root in (path, "", ".") or path.startswith(f"{root}/") for root in roots)
