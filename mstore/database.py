@@ -11,7 +11,7 @@ from typing import TypeVar
 from mstore.codecs import general
 from mstore.errors import CorruptDataError, MstoreError, NotFoundError
 from mstore.ids import Id, Kind, identify
-from mstore.index import Index, IndexRef
+from mstore.index import Index, IndexRef, find_entry
 from mstore.objects import Commit, Manifest, Snapshot
 from mstore.pack import Entry, Payload, check_raw, read_record
 from mstore.root import Root
@@ -114,10 +114,7 @@ class Database:
     def find(self, kind: Kind, identifier: Id) -> Entry | None:
         """Where the object `identifier` lies, or None when it is in no live index."""
         indexes = self.metadata_indexes() if kind.is_metadata else self.chunk_indexes()
-        for index in indexes:
-            if (entry := index.find(identifier)) is not None and entry.kind == kind:
-                return entry
-        return None
+        return find_entry(indexes, kind, identifier)
 
     def read_record(self, kind: Kind, identifier: Id) -> Payload:
         """The record of an object; raises CorruptDataError when it is missing or damaged."""

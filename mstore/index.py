@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import xxhash
 
 from mstore.errors import CorruptDataError, UnsupportedVersionError
-from mstore.ids import ID_SIZE, Buffer, Id
+from mstore.ids import ID_SIZE, Buffer, Id, Kind
 from mstore.pack import Entry
 from mstore.storage.base import Storage
 
@@ -128,7 +128,8 @@ class Index:
         """The entry in row number `row`."""
         fields = ROW.unpack_from(self.rows, row * ROW_SIZE)
         tail, offset, pack, stored, raw, base, energy, codec, kind, dtype, depth = fields
-        if pack >= len(self.packs) or base * ID_SIZE > len(self.bases):
+        beyond = pack >= len(self.packs) or base * ID_SIZE > len(self.bases)
+        if beyond or bool(base) != bool(depth):
             raise CorruptDataError(f"index {self.name}: row {row} is damaged")
         return Entry(
             self.keys[row].to_bytes(8, "big") + tail,
@@ -151,11 +152,31 @@ class Index:
         return self.count
 
 
+def find_entry(indexes: Iterable[Index], kind: Kind, identifier: Id) -> Entry | None:
+    """The entry that counts for an object of `kind`, or None when none of `indexes` has one.
+
+    Of several listed records of one id the one of least depth counts, among equals the first
+    found. Anything else could make two chunks each other's base.
+    """
+    best: Entry | None = None
+    for index in indexes:
+        entry = index.find(identifier)
+        if entry is not None and entry.kind == kind and (best is None or entry.depth < best.depth):
+            best = entry
+            if not entry.depth:
+                break
+    return best
+
+
 def encode_entries(entries: Iterable[Entry]) -> list[Buffer]:
-    """The bytes, in parts, of an index of `entries`; for a repeated id the first one counts."""
+    """The bytes, in parts, of an index of `entries`; of a repeated id the one that counts.
+
+    That is the one of least depth, the first among equals.
+    """
     unique: dict[Id, Entry] = {}
     for entry in entries:
-        unique.setdefault(entry.id, entry)
+        if entry.depth < unique.setdefault(entry.id, entry).depth:
+            unique[entry.id] = entry
     packs: dict[str, int] = {}
     bases: dict[Id, int] = {}
     keys, rows = bytearray(), bytearray()

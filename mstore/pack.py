@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
     `offset` is where the record (its header) starts in pack `pack`; `stored` the bytes of its
     payload and `raw` those of what it encodes; `dtype` the `DType.code` it was encoded as (0:
-    opaque); `depth` how many records must be decoded before this one (0: it has no `base`);
+    opaque); `depth` one more than that of the record of its `base`, 0 when it has none;
     `energy` the sum of squares of its elements, NaN when not known.
     """
 
@@ -74,6 +74,8 @@ class Record:
     parts: tuple[Buffer, ...]
     dtype: int = 0
     energy: float = math.nan
+    depth: int = 0
+    base: Id | None = None
 
     @property
     def stored(self) -> int:
@@ -124,7 +126,9 @@ class PackWriter:
             record.raw,
             record.codec,
             record.dtype,
-            energy=record.energy,
+            record.depth,
+            record.base,
+            record.energy,
         )
         self.parts.append(encode_header(entry, record.checksum))
         self.parts.extend(record.parts)
@@ -195,11 +199,13 @@ def read_record(storage: Storage, entry: Entry) -> Payload:
 def check_record(found: Payload, entry: Entry) -> Payload:
     """`found`, if it is the record that `entry` tells of; raises CorruptDataError if not."""
     seen = found.entry
-    if (seen.id, seen.kind, seen.stored, seen.raw) != (
+    if (seen.id, seen.kind, seen.stored, seen.raw, seen.depth, seen.base) != (
         entry.id,
         entry.kind,
         entry.stored,
         entry.raw,
+        entry.depth,
+        entry.base,
     ):
         raise CorruptDataError(
             f"pack {entry.pack} at byte {entry.offset}: another record than the index says"

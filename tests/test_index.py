@@ -2,21 +2,33 @@
 
 import math
 import os
+from collections.abc import Iterable
+from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mstore.bulkindex import as_ids, find_rows, locate, merge
-from mstore.errors import CorruptDataError, UnsupportedVersionError
-from mstore.index import HEADER_SIZE, Index, encode_entries
+from mstore.bulkindex import (
+    NO_ROW,
+    as_ids,
+    check_rows,
+    find_rows,
+    locate,
+    locate_with_bases,
+    merge,
+    search,
+)
+from mstore.errors import CorruptDataError, NotFoundError, UnsupportedVersionError
+from mstore.ids import Kind
+from mstore.index import HEADER_SIZE, Index, encode_entries, find_entry
 from mstore.pack import Entry
 
 PACKS = ["d" + "0" * 32, "d" + "1" * 32, "m" + "2" * 32]
 
 
-def entry(identifier: bytes, number: int = 0, base: bytes | None = None) -> Entry:
+def entry(identifier: bytes, number: int = 0, depth: int = 0, base: bytes | None = None) -> Entry:
     return Entry(
         identifier,
         1,
@@ -26,8 +38,8 @@ def entry(identifier: bytes, number: int = 0, base: bytes | None = None) -> Entr
         2 * number,
         3,
         12,
-        1 if base else 0,
-        base,
+        depth,
+        base or (bytes([depth]) * 32 if depth else None),
         float(number),
     )
 
@@ -64,10 +76,112 @@ def test_entries_come_sorted(present: list[bytes]) -> None:
     index.check()
 
 
-def test_the_first_of_a_repeated_id_counts() -> None:
-    index = index_of(entry(b"a" * 32, 1), entry(b"a" * 32, 2))
-    assert len(index) == 1
-    assert index.entry(0).stored == 1
+def counting(entries: Iterable[Entry]) -> dict[bytes, Entry]:
+    """By id the entry that counts: that of least depth, the first among equals."""
+    found: dict[bytes, Entry] = {}
+    for one in entries:
+        if one.id not in found or one.depth < found[one.id].depth:
+            found[one.id] = one
+    return found
+
+
+@given(st.lists(st.tuples(ids, st.integers(0, 3)), max_size=20))
+def test_of_a_repeated_id_the_least_depth_counts(records: list[tuple[bytes, int]]) -> None:
+    entries = [entry(one, number, depth) for number, (one, depth) in enumerate(records)]
+    assert {one.id: one for one in index_of(*entries)} == counting(entries)
+
+
+# Few ids, so that most stand in several indexes, with every combination of depths.
+groups_of_records = st.lists(
+    st.dictionaries(ids, st.integers(0, 3), max_size=12), min_size=1, max_size=4
+)
+
+
+def indexes_of(groups: list[dict[bytes, int]]) -> list[Index]:
+    return [
+        index_of(
+            *(entry(one, group * 20 + n, depth) for n, (one, depth) in enumerate(records.items()))
+        )
+        for group, records in enumerate(groups)
+    ]
+
+
+@given(groups_of_records, id_sets)
+def test_look_up_in_several_indexes(groups: list[dict[bytes, int]], others: list[bytes]) -> None:
+    """One at a time, in bulk, and the rows alone: they agree on which record counts."""
+    indexes = indexes_of(groups)
+    expected = counting(one for index in indexes for one in index)
+    wanted = [*expected, *others]
+    located = locate(indexes, as_ids(b"".join(wanted)))
+    numbers, rows = search(indexes, as_ids(b"".join(wanted)))
+    for at, identifier in enumerate(wanted):
+        one = expected.get(identifier)
+        assert find_entry(indexes, Kind.CHUNK, identifier) == one
+        assert located.found[at] == (one is not None) == (numbers[at] >= 0)
+        if one is None:
+            continue
+        assert indexes[numbers[at]].entry(int(rows[at])) == one
+        row = located.rows[at]
+        assert (located.packs[row["pack"]], row["offset"], row["depth"]) == (*one[2:4], one.depth)
+        base = located.bases[row["base"] - 1].tobytes() if row["base"] else None
+        assert base == one.base
+    assert find_entry(indexes, Kind.COMMIT, b"a" * 32) is None
+
+
+def chain(*depths: int) -> list[Entry]:
+    """Entries each coded against the one before it (the first one against the last)."""
+    names = [bytes([65 + number]) * 32 for number in range(len(depths))]
+    return [
+        entry(name, number, depth, names[number - 1] if depth else None)
+        for number, (name, depth) in enumerate(zip(names, depths, strict=True))
+    ]
+
+
+def test_bases_are_located_down_to_the_last() -> None:
+    entries = chain(0, 1, 4, 5)
+    split = [index_of(*entries[::2]), index_of(*entries[1::2])]
+    asked = as_ids(entries[3].id + entries[1].id + entries[3].id)
+    found = locate_with_bases(split, asked)
+    assert found.ids[:3].tolist() == asked.tolist()
+    assert sorted(found.packs) == sorted({one.pack for one in entries})
+    for start, chain_of_bases in ((0, entries[3::-1]), (1, entries[1::-1]), (2, entries[3::-1])):
+        at = start
+        for one in chain_of_bases:
+            assert found.ids[at].tobytes() == one.id
+            assert found.packs[found.rows["pack"][at]] == one.pack
+            assert found.rows["offset"][at] == one.offset
+            at = int(found.base[at])
+        assert at == NO_ROW
+
+
+def test_no_base_is_located_where_none_is_needed() -> None:
+    found = locate_with_bases([index_of(*chain(0, 1, 2))], as_ids(b"A" * 32))
+    assert (len(found.ids), found.base.tolist()) == (1, [NO_ROW])
+
+
+@pytest.mark.parametrize("depths", [(1, 2), (1, 1), (0, 2, 2), (3, 1, 2), (0, 3, 2)])
+def test_bases_that_are_not_below_are_refused(depths: tuple[int, ...]) -> None:
+    """So that no circle can keep a reader going for ever."""
+    entries = chain(*depths)
+    with pytest.raises(CorruptDataError, match="circle"):
+        locate_with_bases([index_of(*entries)], as_ids(entries[-1].id))
+
+
+def test_a_missing_base_is_named() -> None:
+    entries = chain(0, 1)
+    with pytest.raises(NotFoundError, match=f"base {entries[0].id.hex()[:12]} is missing"):
+        locate_with_bases([index_of(entries[1])], as_ids(entries[1].id))
+
+
+@pytest.mark.parametrize(("depth", "base"), [(1, None), (0, b"b" * 32)])
+def test_depth_without_base_is_refused(depth: int, base: bytes | None) -> None:
+    index = index_of(entry(b"a" * 32)._replace(depth=depth, base=base))
+    with pytest.raises(CorruptDataError):
+        index.entry(0)
+    with pytest.raises(CorruptDataError):
+        check_rows(index)
+    with pytest.raises(CorruptDataError):
+        locate([index], as_ids(b"a" * 32))
 
 
 @given(id_sets, st.data())
@@ -79,38 +193,23 @@ def test_prefixes(present: list[bytes], data: st.DataObject) -> None:
     assert [one.id for one in index.with_prefix(prefix)] == expected
 
 
-@given(st.lists(id_sets, min_size=1, max_size=4), st.randoms())
-def test_merge_keeps_the_first_and_what_is_asked(groups: list[list[bytes]], random: object) -> None:
-    expected: dict[bytes, Entry] = {}
-    indexes, masks = [], []
-    for group, present in enumerate(groups):
-        base = bytes([group]) * 32
-        entries = [
-            entry(one, group * 10 + n % 7, base if n % 2 else None) for n, one in enumerate(present)
-        ]
-        index = index_of(*entries)
-        keep = np.array([random.random() < 0.7 for _ in present], np.bool_)  # type: ignore[attr-defined]
-        for row in np.flatnonzero(keep):
-            expected.setdefault(index.entry(int(row)).id, index.entry(int(row)))
-        indexes.append(index)
-        masks.append(keep)
+@given(groups_of_records, st.randoms())
+def test_merge_keeps_what_counts_of_what_is_asked(
+    groups: list[dict[bytes, int]], random: Random
+) -> None:
+    indexes = indexes_of(groups)
+    masks = [np.array([random.random() < 0.7 for _ in index], np.bool_) for index in indexes]
+    kept = (
+        index.entry(int(row))
+        for index, mask in zip(indexes, masks, strict=True)
+        for row in np.flatnonzero(mask)
+    )
+    expected = counting(kept)
     merged = Index("merged", memoryview(b"".join(merge(indexes, masks))))
-    merged.check()
-    assert [repr(one) for one in merged] == [repr(expected[one]) for one in sorted(expected)]
+    check_rows(merged)
+    assert list(merged) == [expected[one] for one in sorted(expected)]
     assert set(merged.packs) == {one.pack for one in expected.values()}
     assert len(merged.bases) == 32 * len({one.base for one in expected.values() if one.base})
-
-
-def test_locate_takes_the_first_index_that_has_it() -> None:
-    first, second = (
-        index_of(entry(b"a" * 32, 1)),
-        index_of(entry(b"a" * 32, 2), entry(b"b" * 32, 5)),
-    )
-    located = locate([first, second], as_ids(b"a" * 32 + b"b" * 32 + b"c" * 32))
-    assert located.found.tolist() == [True, True, False]
-    assert located.rows["stored"].tolist() == [1, 5, 0]
-    assert located.packs[located.rows["pack"][0]] == PACKS[1]
-    assert located.packs[located.rows["pack"][1]] == PACKS[5 % 3]
 
 
 def test_an_empty_index() -> None:

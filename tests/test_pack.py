@@ -1,5 +1,7 @@
 """Packs: records written and read back, scanned, and refused when damaged."""
 
+from dataclasses import replace
+
 import pytest
 import xxhash
 from hypothesis import assume, given
@@ -71,6 +73,20 @@ def test_a_record_with_a_base_keeps_it() -> None:
     found = decode_record(memoryview(data), entry.pack, 16)
     assert found == Payload(entry, 77, memoryview(b"abc"))
     assert entry.record_size == len(data) - len(b"more")
+
+
+def test_a_record_with_a_base_is_written_and_read() -> None:
+    storage, writer = MemoryStorage(), PackWriter(Kind.CHUNK)
+    base = writer.append(record(b"base"))
+    entry = writer.append(replace(record(b"dependent"), depth=3, base=base.id))
+    writer.append(record(b"behind"))
+    storage.put(pack_key(writer.name), writer.parts)
+    assert (entry.depth, entry.base) == (3, base.id)
+    assert [one.entry for one in scan(storage, writer.name)] == writer.entries
+    assert bytes(read_record(storage, entry).payload) == b"dependent"
+    for wrong in (entry._replace(depth=2), entry._replace(base=bytes(32))):
+        with pytest.raises(CorruptDataError, match="another record"):
+            read_record(storage, wrong)
 
 
 def test_append_stored_copies_a_record_as_it_is() -> None:
