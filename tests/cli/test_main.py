@@ -124,7 +124,7 @@ STORING = {"mstore.ingest", "mstore.chunkstore", "mstore.formats.detect", "pyfas
             "mstore.ops.diff",
             {"mstore.ops.checkout", "mstore.ingest", "mstore.chunkstore"},
         ),
-        (("commit", "-m", "again"), "mstore.worktree", {"rich", "mstore.repository"}),
+        (("commit", "-m", "again"), "mstore.worktree", {"rich", "ml_dtypes", "mstore.repository"}),
     ],
 )
 def test_a_command_imports_only_what_it_needs(

@@ -39,6 +39,27 @@ def test_it_is_the_sum_of_squares_in_double_precision(name: str, count: int) -> 
     )
 
 
+@pytest.mark.parametrize("name", [n for n in WHOLE_BYTES if n.startswith("f8")])
+def test_any_byte_of_a_type_of_one(name: str) -> None:
+    """ml_dtypes knows the values too."""
+    dtype = BY_NAME[name]
+    values = np.arange(256, dtype=np.uint8).view(array_type(dtype)).astype(np.float64)
+    found = [sum_of_squares(memoryview(bytes([byte])), dtype) for byte in range(256)]
+    expected = np.where(np.isfinite(values), np.square(values), np.nan)
+    # The square of the largest power of two, 2^254, and some more are no float32.
+    expected[expected > np.finfo(np.float32).max] = np.nan
+    np.testing.assert_array_equal(found, expected)
+
+
+@given(st.binary(max_size=64).map(lambda raw: raw[: len(raw) // 2 * 2]))
+def test_any_bfloat16_bits(raw: bytes) -> None:
+    values = np.frombuffer(raw, ml_dtypes.bfloat16).astype(np.float64)
+    total = float(np.square(values).sum())
+    expected = total if total <= float(np.finfo(np.float32).max) else math.nan
+    found = sum_of_squares(memoryview(raw), BY_NAME["bf16"])
+    assert found == pytest.approx(expected, rel=1e-6, abs=0, nan_ok=True)
+
+
 @pytest.mark.parametrize("name", WHOLE_BYTES)
 def test_a_tensor_without_elements_has_none(name: str) -> None:
     assert sum_of_squares(memoryview(b""), BY_NAME[name]) == 0
