@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from mstore.author import default_author
 from mstore.cli import output
 from mstore.cli.options import Options, common_options
 from mstore.cli.place import REPOSITORY_FOLDER, Place, find_place
@@ -91,6 +90,9 @@ class Invocation:
     @cached_property
     def author(self) -> str:
         """Who does this."""
+        # Asking git for it takes subprocess, and those who only look need no name.
+        from mstore.author import default_author
+
         return default_author()
 
     def resolve(self, revision: str) -> Id:

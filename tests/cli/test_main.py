@@ -102,7 +102,7 @@ def test_looking_at_history_imports_neither_numpy_nor_rich(
 ) -> None:
     imported = mstore.modules_after(*args)
     assert "mstore.database" in imported
-    assert not {"numpy", "rich", "mstore.repository", "mstore.worktree"} & imported
+    assert not {"numpy", "rich", "subprocess", "mstore.repository", "mstore.worktree"} & imported
 
 
 STORING = {"mstore.ingest", "mstore.chunkstore", "mstore.formats.detect", "pyfastcdc", "ml_dtypes"}
