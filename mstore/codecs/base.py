@@ -29,12 +29,23 @@ RAW, ZSTD, CONSTANT, PLANES, DELTA = range(5)
 class Encoded:
     """A payload: the number of its codec, its bytes in order, and how many they are.
 
-    The parts own their memory; nothing that the encoder does later changes them.
+    The parts own their memory; nothing that the encoder does later changes them. `base` is the
+    place of its base among those offered, None for a codec that takes none.
     """
 
     codec: int
     parts: tuple[Buffer, ...]
     stored: int
+    base: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A chunk that another may be coded against: its raw bytes, and what its record says of it."""
+
+    raw: memoryview
+    dtype: DType
+    depth: int
 
 
 class Codec(ABC):

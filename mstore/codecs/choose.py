@@ -5,21 +5,35 @@ does not give back the raw bytes is never returned (the bytes themselves are, as
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import xxhash
 
-from mstore.codecs.base import RAW, Codec, DeltaCodec, Encoded
+from mstore.codecs.base import RAW, Base, Codec, DeltaCodec, Encoded
 from mstore.codecs.constant import Constant
+from mstore.codecs.delta import Delta
+from mstore.codecs.estimate import delta_share, own_share
 from mstore.codecs.general import Raw, Zstd
 from mstore.codecs.planes import Planes
 from mstore.codecs.scratch import Scratch
+from mstore.codecs.words import comparable, word_type
 from mstore.dtypes import DType
 from mstore.errors import CorruptDataError, UnsupportedVersionError
+from mstore.ids import Buffer
 
 # A sample is so many runs of so many bytes.
 _SAMPLE_RUNS = 4
 _SAMPLE_RUN = 4 << 10
+
+# What a record with a base takes besides its payload: the base's id, there and in the index.
+_BASE_BYTES = 64
+
+# Each further record to decode before a chunk must make it this much smaller.
+_DEPTH_COST = 0.03
+
+# An estimate may be wrong by this much; beyond it the other encoding need not be tried.
+_SURE = 0.9
 
 # Below so many bytes the tables of byte planes cost what they save, and the calls more than both.
 _TINY = 2048
@@ -30,7 +44,8 @@ class Decoder:
 
     def __init__(self, codecs: Sequence[Codec | DeltaCodec] | None = None) -> None:
         self._codecs = {
-            codec.number: codec for codec in codecs or (Raw(), Zstd(), Constant(), Planes())
+            codec.number: codec
+            for codec in codecs or (Raw(), Zstd(), Constant(), Planes(), Delta())
         }
 
     def decode(
@@ -72,33 +87,55 @@ class Encoder:
         constant: Codec | None = None,
         planes: Codec | None = None,
         zstd: Codec | None = None,
+        delta: DeltaCodec | None = None,
     ) -> None:
         self._constant = constant or Constant()
         self._planes = planes or Planes()
         self._zstd = zstd or Zstd()
-        self._decoder = Decoder((self._constant, self._planes, self._zstd))
+        self._delta = delta or Delta()
+        self._decoder = Decoder((self._constant, self._planes, self._zstd, self._delta))
         self._payload = Scratch()
         self._decoded = Scratch()
         self.rejected = 0
 
-    def encode(self, raw: memoryview, dtype: DType | None) -> Encoded:
+    def encode(self, raw: memoryview, dtype: DType | None, bases: Sequence[Base] = ()) -> Encoded:
         """The payload of `raw`, elements of `dtype` (None: opaque); never larger than `raw`.
 
-        `raw` is a contiguous view of single bytes; the result holds none of its memory.
+        It may be coded against one of `bases`. `raw` is a contiguous view of single bytes; the
+        result holds none of its memory.
         """
-        encoded = self.choose(raw, dtype)
+        encoded = self.choose(raw, dtype, bases)
         if encoded is None:
             return _as_raw(raw)
-        if not self.restores(encoded, xxhash.xxh3_64_intdigest(raw), len(raw)):
+        base = None if encoded.base is None else bases[encoded.base].raw
+        if not self.restores(encoded, xxhash.xxh3_64_intdigest(raw), len(raw), base):
             self.rejected += 1
             return _as_raw(raw)
         return encoded
 
-    def choose(self, raw: memoryview, dtype: DType | None) -> Encoded | None:
-        """The smallest payload found, not yet verified; None where none is smaller than `raw`."""
+    def choose(
+        self, raw: memoryview, dtype: DType | None, bases: Sequence[Base] = ()
+    ) -> Encoded | None:
+        """The smallest payload found, not yet verified; None where none is smaller than `raw`.
+
+        A chunk is coded against a base only if that is smaller than its own encoding.
+        """
         constant = _attempt(self._constant, raw, dtype, len(raw))
-        if constant is not None:
-            return constant
+        if constant is not None or dtype is None or not bases or not raw:
+            return constant or self._choose_own(raw, dtype)
+        number, share = self._choose_base(raw, dtype, bases)
+        own_share = self._own_share(raw, dtype)
+        if number is None or share > own_share / _SURE:
+            return self._choose_own(raw, dtype)
+        delta = self._encode_delta(raw, dtype, bases, number)
+        taken = delta.stored + _BASE_BYTES if delta else len(raw)
+        if taken < _SURE * own_share * len(raw):
+            return delta
+        own = self._choose_own(raw, dtype)
+        return own if (own.stored if own else len(raw)) <= taken else delta
+
+    def _choose_own(self, raw: memoryview, dtype: DType | None) -> Encoded | None:
+        """The smallest payload that needs no base, of those worth trying."""
         if len(raw) < _TINY:
             return _attempt(self._zstd, raw, dtype, len(raw))
         planes = _attempt(self._planes, raw, dtype, len(raw))
@@ -107,11 +144,42 @@ class Encoder:
             return _attempt(self._zstd, raw, dtype, limit) or planes
         return planes
 
-    def restores(self, encoded: Encoded, checksum: int, length: int) -> bool:
+    def _choose_base(
+        self, raw: memoryview, dtype: DType, bases: Sequence[Base]
+    ) -> tuple[int | None, float]:
+        """The best base, and the part of `raw` that the differences from it will take."""
+        kind = word_type(dtype)
+        best, best_share, least = None, 1.0, 1.0
+        for number, base in enumerate(bases):
+            base_kind = word_type(base.dtype)
+            if not comparable(kind, base_kind) or len(raw) % kind.size or not base.raw:
+                continue
+            share = delta_share(raw, kind, base.raw, base_kind)
+            if share * (1 + _DEPTH_COST * base.depth) < least:
+                best, best_share = number, share
+                least = share * (1 + _DEPTH_COST * base.depth)
+        return best, best_share
+
+    def _own_share(self, raw: memoryview, dtype: DType) -> float:
+        """The part of `raw` that an encoding without a base will take."""
+        share = own_share(raw, word_type(dtype))
+        return min(share, self._zstd_estimate(raw) / len(raw)) if len(raw) >= _TINY else share
+
+    def _encode_delta(
+        self, raw: memoryview, dtype: DType, bases: Sequence[Base], number: int
+    ) -> Encoded | None:
+        base = bases[number]
+        parts = self._delta.encode(raw, dtype, base.raw, base.dtype)
+        encoded = _kept(self._delta.number, parts, len(raw)) if parts else None
+        return replace(encoded, base=number) if encoded else None
+
+    def restores(
+        self, encoded: Encoded, checksum: int, length: int, base: memoryview | None = None
+    ) -> bool:
         """Whether `encoded` decodes to `length` bytes whose XXH3-64 is `checksum`."""
         decoded = self._decoded.array(length, np.dtype(np.uint8)).data
         try:
-            self._decoder.decode(encoded.codec, self._joined(encoded), decoded)
+            self._decoder.decode(encoded.codec, self._joined(encoded), decoded, base)
         except Exception:
             # Whatever goes wrong in there, the raw bytes are at hand and are the safe choice.
             return False
@@ -142,18 +210,21 @@ class Encoder:
 
 
 def _attempt(codec: Codec, raw: memoryview, dtype: DType | None, limit: int) -> Encoded | None:
-    """What `codec` makes of `raw`, in memory of its own; None unless smaller than `limit`.
+    """What `codec` makes of `raw`, in memory of its own; None unless smaller than `limit`."""
+    parts = codec.encode(raw, dtype)
+    return _kept(codec.number, parts, limit) if parts is not None else None
+
+
+def _kept(codec: int, parts: Sequence[Buffer], limit: int) -> Encoded | None:
+    """A payload in memory of its own; None unless smaller than `limit`.
 
     The parts stay apart: joining them would copy what may be as large as the chunk.
     """
-    parts = codec.encode(raw, dtype)
-    if parts is None:
-        return None
     stored = sum(len(part) for part in parts)
     if stored >= limit:
         return None
     kept = tuple(part if isinstance(part, bytes) else bytes(part) for part in parts)
-    return Encoded(codec.number, kept, stored)
+    return Encoded(codec, kept, stored)
 
 
 def _as_raw(raw: memoryview) -> Encoded:

@@ -6,7 +6,8 @@ sign is moved to the lowest bit (zigzag: 0, -1, 1, -2, â€¦ become 0, 1, 2, 3, â€
 
 How far a step of training moves a weight, counted in ulps, depends on the weight's exponent. So
 where it pays the differences are put into the order of the base's exponents, which the decoder
-knows too, and each exponent becomes a group that is coded apart (see `groups`).
+knows too, and numbers of one exponent, or of neighbouring ones where few have them, become a group
+that is coded apart (see `groups`). The last exponent of the last group is 255.
 
 Payload, integers little-endian:
 
@@ -19,7 +20,7 @@ Payload, integers little-endian:
 | 4 | 4 | words that are coded as differences, m: the first m of both |
 | 8 | 4 | bytes T of the table |
 | 12 | 4 | bytes R of the rest |
-| 16 | T | the table of each group |
+| 16 | T | for each group its last exponent, if ordered (1 byte), and its table |
 | 16 + T | R | what the chunk has beyond m words, as codec planes; R is 0 where it has nothing |
 | 16 + T + R | | the streams of each group, up to the end of the payload |
 """
@@ -27,11 +28,11 @@ Payload, integers little-endian:
 import struct
 
 import numpy as np
-import numpy.typing as npt
 
 from mstore.codecs.base import DELTA, DeltaCodec
 from mstore.codecs.estimate import pays_to_order
-from mstore.codecs.groups import GroupCoder, Keys, Table, group_ends, groups_of
+from mstore.codecs.groups import GroupCoder, Table
+from mstore.codecs.order import LAST_KEY, LONGEST_ORDER, Keys, Order, Sorter
 from mstore.codecs.planes import Planes
 from mstore.codecs.scratch import Scratch
 from mstore.codecs.words import (
@@ -65,6 +66,7 @@ class Delta(DeltaCodec):
 
     def __init__(self) -> None:
         self._groups = GroupCoder()
+        self._sorter = Sorter()
         self._planes = Planes()
         self._base, self._words, self._sorted, self._key = (Scratch() for _ in range(4))
 
@@ -85,16 +87,16 @@ class Delta(DeltaCodec):
         to_ulps(against, kind, scratch)
         np.subtract(words, against, out=words)
         zigzag(words, scratch)
-        if keys is not None and not pays_to_order(words, keys):
-            keys = None
-        if keys is not None:
-            np.take(words, np.argsort(keys, kind="stable"), out=scratch, mode="clip")
-            words = scratch
         table, streams = bytearray(), list[Buffer]()
-        for group in groups_of(words, group_ends(keys, count)):
-            self._groups.encode(group, table, streams)
+        flags = 0
+        if keys is not None and pays_to_order(words, keys):
+            flags = ORDERED
+            order = self._sorter.order(keys)
+            np.take(words, order.places, out=scratch, mode="clip")
+            self._encode_groups(scratch, order, table, streams)
+        else:
+            self._groups.encode(words, table, streams)
         rest = self._encode_rest(raw[count * kind.size :], dtype)
-        flags = ORDERED if keys is not None else 0
         head = _HEAD.pack(dtype.code, base_dtype.code, flags, count, len(table), len(rest))
         return [head, bytes(table), rest, *streams]
 
@@ -115,23 +117,41 @@ class Delta(DeltaCodec):
             raise CorruptDataError("a chunk of differences does not fit its base")
         self._decode_rest(payload[start : start + rest_size], out[count * kind.size :])
         against = self._cast_base(base, base_kind, kind, count)
-        keys = self._keys(against, kind) if flags & ORDERED else None
-        if flags & ORDERED and keys is None:
-            raise CorruptDataError("integers are said to be ordered by exponent")
         table = Table(payload[_HEAD.size : start], payload[start + rest_size :])
         words = self._words.array(count, kind.native)
         scratch = self._sorted.array(count, kind.native)
-        coded = words if keys is None else scratch
-        for group in groups_of(coded, group_ends(keys, count)):
-            self._groups.decode(table, group)
+        if flags & ORDERED:
+            if (keys := self._keys(against, kind)) is None:
+                raise CorruptDataError("integers are said to be ordered by exponent")
+            order = self._sorter.order(keys)
+            self._decode_groups(table, order, scratch)
+            words[order.places] = scratch
+        else:
+            self._groups.decode(table, words)
         table.finish()
-        if keys is not None:
-            words[np.argsort(keys, kind="stable")] = scratch
         unzigzag(words, scratch)
         to_ulps(against, kind, scratch)
         np.add(words, against, out=words)
         from_ulps(words, kind, scratch)
         np.frombuffer(out, kind.stored, count)[:] = words
+
+    def _encode_groups(
+        self, words: Words, order: Order, table: bytearray, streams: list[Buffer]
+    ) -> None:
+        start = 0
+        for bound in order.groups():
+            table.append(bound)
+            self._groups.encode(words[start : order.end(bound)], table, streams)
+            start = order.end(bound)
+
+    def _decode_groups(self, table: Table, order: Order, words: Words) -> None:
+        bound, start = -1, 0
+        while bound < LAST_KEY:
+            if (following := table.byte()) <= bound or order.end(following) == start:
+                raise CorruptDataError("the groups of a chunk of differences are out of order")
+            bound, end = following, order.end(following)
+            self._groups.decode(table, words[start:end])
+            start = end
 
     def _cast_base(self, base: memoryview, source: WordType, target: WordType, count: int) -> Words:
         """The first `count` words of the base, as those of the chunk's type, in scratch."""
@@ -144,9 +164,9 @@ class Delta(DeltaCodec):
         return words
 
     def _keys(self, against: Words, kind: WordType) -> Keys | None:
-        if not kind.mantissa:
+        if not kind.mantissa or len(against) > LONGEST_ORDER:
             return None
-        keys: npt.NDArray[np.uint8] = self._key.array(len(against), _BYTE)
+        keys: Keys = self._key.array(len(against), _BYTE)
         exponents(against, kind, keys)
         return keys
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mstore.codecs.words import Words
+from mstore.codecs.words import Words, WordType, cast, exponents, to_ulps, zigzag
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -49,6 +49,39 @@ def pays_to_order(words: Words, keys: npt.NDArray[np.uint8]) -> bool:
     """Whether the sizes of these differences depend enough on their keys."""
     sizes, contexts = lengths(sample(words)), sample(keys)
     return entropy(sizes) - entropy(sizes, contexts) > _MIN_SAVED_BITS
+
+
+def own_share(raw: memoryview, kind: WordType) -> float:
+    """The part of `raw`, words of this kind, that its byte planes will take."""
+    words = sample(np.frombuffer(raw, kind.stored, len(raw) // kind.size)).astype(kind.native)
+    if kind.mantissa:
+        words = words << 1 | words >> 8 * kind.size - 1
+    planes = words.view(np.uint8).reshape(-1, kind.size)
+    return sum(entropy(planes[:, at]) for at in range(kind.size)) / (8 * kind.size)
+
+
+def delta_share(raw: memoryview, kind: WordType, base: memoryview, base_kind: WordType) -> float:
+    """The part of `raw` that its differences from `base` will take.
+
+    Where the base is the shorter, what lies beyond it is taken to be as compressible as `raw`.
+    """
+    count = min(len(raw) // kind.size, len(base) // base_kind.size)
+    words = sample(np.frombuffer(raw, kind.stored, count)).astype(kind.native)
+    stored = sample(np.frombuffer(base, base_kind.stored, count))
+    against = cast(stored.astype(base_kind.native), base_kind, kind).astype(kind.native)
+    keys = np.empty(len(words), np.uint8)
+    exponents(against, kind, keys)
+    scratch = np.empty_like(words)
+    to_ulps(words, kind, scratch)
+    to_ulps(against, kind, scratch)
+    words -= against
+    zigzag(words, scratch)
+    sizes = lengths(words)
+    # Of a number of n bits the first is 1 and the others are noise.
+    bits = entropy(sizes, keys if kind.mantissa else None) + np.maximum(sizes, 1).mean() - 1
+    share = float(bits) / (8 * kind.size)
+    covered = count * kind.size / len(raw)
+    return share if covered == 1 else share * covered + own_share(raw, kind) * (1 - covered)
 
 
 def _bits(counts: npt.NDArray[np.integer]) -> float:

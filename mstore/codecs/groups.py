@@ -21,7 +21,6 @@ Planes are coded by `bytecoder`. Higher planes that are not there are zeros.
 """
 
 import struct
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +34,6 @@ from mstore.ids import Buffer
 ZERO, DENSE, SPARSE = range(3)
 """Kinds of groups."""
 
-SMALLEST_GROUP = 4096
-"""Numbers in a group, at least: for fewer the tables of Huffman's code cost more than they save."""
-
 _DENSE_HEAD = struct.Struct("<BB")
 _SPARSE_HEAD = struct.Struct("<BII")
 # A gap costs about as much as the same numbers in a plane where one in so many is not 0.
@@ -45,27 +41,7 @@ _SPARSE_SHARE = 0.3
 # The bits of a typical number that are worth a plane of their own, where it has more than a byte.
 _TELLING_BITS = 4
 
-Keys = npt.NDArray[np.uint8]
-
-
-def group_ends(keys: Keys | None, count: int) -> list[int]:
-    """Where the groups of `count` numbers end, which lie in the order of their `keys`.
-
-    Each key is one group; one of fewer than SMALLEST_GROUP numbers is joined with those after
-    it, and with the one before it if it is the last. Without keys all are one group.
-    """
-    if keys is None:
-        return [count] if count else []
-    ends: list[int] = []
-    start = at = 0
-    for numbers in np.bincount(keys, minlength=256).tolist():
-        at += numbers
-        if at - start >= SMALLEST_GROUP:
-            ends.append(at)
-            start = at
-    if start < count:
-        ends[-1:] = [count]
-    return ends
+_Bytes = npt.NDArray[np.uint8]
 
 
 class GroupCoder:
@@ -129,7 +105,7 @@ class GroupCoder:
             np.bitwise_and(plane, mask, out=plane)
         self._append(plane, table, parts)
 
-    def _append(self, plane: Keys, table: bytearray, parts: list[Buffer]) -> None:
+    def _append(self, plane: _Bytes, table: bytearray, parts: list[Buffer]) -> None:
         mode, stored = self._coder.encode(plane)
         table += PLANE_ENTRY.pack(mode, len(stored))
         parts.append(stored if isinstance(stored, bytes) else bytes(stored))
@@ -140,10 +116,8 @@ class GroupCoder:
         low = -(-shift // 8)
         if shift >= size or planes < low or shift + 8 * (planes - low) >= size + 8:
             raise CorruptDataError(f"a group of {planes} planes with a shift of {shift} bits")
-        out[:] = 0
-        for plane in range(planes):
-            at = 8 * plane if plane < low else shift + 8 * (plane - low)
-            self._add_plane(table, out, at)
+        places = [*range(0, 8 * low, 8), *range(shift, shift + 8 * (planes - low), 8)]
+        self._merge(table, places, out)
 
     def _decode_sparse(self, table: "Table", out: Words) -> None:
         used, length = table.sparse()
@@ -153,24 +127,27 @@ class GroupCoder:
         places = gap_places(self._coder.decode(*table.plane(), length))
         if len(places) != used or (used and places[-1] >= len(out)):
             raise CorruptDataError("the gaps of a sparse group do not fit it")
-        values = np.zeros(used, out.dtype)
-        for plane in range(planes):
-            self._add_plane(table, values, 8 * plane)
+        values = np.empty(used, out.dtype)
+        self._merge(table, list(range(0, 8 * planes, 8)), values)
         values += out.dtype.type(1)
         out[:] = 0
         out[places] = values
 
-    def _add_plane(self, table: "Table", out: Words, shift: int) -> None:
-        plane = self._coder.decode(*table.plane(), len(out))
-        if shift == 0:
-            np.bitwise_or(out, plane, out=out)
-            return
-        wide = self._plane.array(len(out), out.dtype)
-        np.left_shift(plane, shift, out=wide, dtype=out.dtype)
-        np.bitwise_or(out, wide, out=out)
+    def _merge(self, table: "Table", shifts: list[int], out: Words) -> None:
+        """Fill `out` with the numbers whose planes come next; plane i is shifted by shifts[i]."""
+        if not shifts or shifts[0]:
+            out[:] = 0
+        for shift in shifts:
+            plane = self._coder.decode(*table.plane(), len(out))
+            if shift == 0:
+                np.copyto(out, plane)
+                continue
+            wide = self._plane.array(len(out), out.dtype)
+            np.left_shift(plane, shift, out=wide, dtype=out.dtype)
+            np.bitwise_or(out, wide, out=out)
 
 
-def gap_bytes(places: npt.NDArray[np.intp]) -> Keys:
+def gap_bytes(places: npt.NDArray[np.intp]) -> _Bytes:
     """The zeros before each of these ascending places, as bytes: 255 means that more follow."""
     gaps = np.diff(places, prepend=-1) - 1
     escapes, rest = np.divmod(gaps, 255)
@@ -180,7 +157,7 @@ def gap_bytes(places: npt.NDArray[np.intp]) -> Keys:
     return coded
 
 
-def gap_places(coded: Keys) -> npt.NDArray[np.intp]:
+def gap_places(coded: _Bytes) -> npt.NDArray[np.intp]:
     """The inverse of `gap_bytes`."""
     last = coded != 255
     ends = np.cumsum(coded, dtype=np.int64)[last]
@@ -224,11 +201,3 @@ class Table:
             raise CorruptDataError("the table of a chunk of differences is cut short")
         self._at += count
         return self._table[self._at - count : self._at]
-
-
-def groups_of(words: Words, ends: list[int]) -> Iterator[Words]:
-    """The groups that end there, one after the other."""
-    start = 0
-    for end in ends:
-        yield words[start:end]
-        start = end
