@@ -1,7 +1,8 @@
 """Reading: chunks are found in bulk, read in pack order, and decoded in threads into place.
 
-A chunk wanted in several places is read and decoded once. Every chunk's checksum is compared
-before its bytes are handed on, so damage or a decoder's mistake can never give wrong weights.
+A chunk wanted in several places, or that others are coded against, is read and decoded once.
+Every chunk's checksum is compared before its bytes are handed on, so damage or a decoder's mistake
+can never give wrong weights.
 """
 
 import os
@@ -11,29 +12,20 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, chain, islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import Ids, Located, locate
+from mstore.bulkindex import Ids
 from mstore.codecs.choose import Decoder
 from mstore.database import Database
 from mstore.errors import CorruptDataError, NotFoundError
-from mstore.ids import Id, Kind
-from mstore.pack import (
-    Payload,
-    check_raw,
-    decode_record,
-    pack_key,
-    record_size,
-)
-
-READ_SIZE = 4 << 20
-"""Records that lie together are read in runs of about this many bytes."""
-
-_MAX_GAP = 64 << 10
+from mstore.ids import ID_SIZE, Id, Kind
+from mstore.pack import check_raw, decode_record
+from mstore.readplan import ChunkPlan, plan_chunks
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done; called from one thread."""
@@ -94,18 +86,9 @@ class Wanted:
     positions: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
-
-@dataclass(slots=True)
-class _Run:
-    """Records of one pack that lie together, with the places each is wanted at."""
-
-    pack: str
-    start: int
-    stop: int
-    ids: list[Id] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    positions: list[list[int]] = field(default_factory=list)
+    def some(self, numbers: NDArray[np.int64]) -> "Wanted":
+        """Those of these numbers (m,)."""
+        return Wanted(self.ids[numbers], self.positions[numbers], self.lengths[numbers])
 
 
 def default_threads() -> int:
@@ -114,7 +97,11 @@ def default_threads() -> int:
 
 
 class ChunkReader:
-    """Reads chunks of one repository; may be used from several threads."""
+    """Reads chunks of one repository; may be used from several threads.
+
+    With one thread of its own it starts no others, so that threads of the caller can each read
+    what they need.
+    """
 
     def __init__(self, db: Database, threads: int | None = None) -> None:
         self.db = db
@@ -122,24 +109,26 @@ class ChunkReader:
         self._local = threading.local()
 
     def read(self, wanted: Wanted, sink: Sink, progress: Progress | None = None) -> None:
-        """Give every wanted chunk to `sink`, in pack order.
+        """Give every wanted chunk to `sink`, in pack order but for bases, which come first.
 
-        Raises CorruptDataError naming the chunk when one is damaged or missing. Memory: a few
-        runs of READ_SIZE per thread, whatever the number of chunks.
+        Raises CorruptDataError naming the chunk when one is damaged or missing, or is coded
+        against one that is. Memory: a few times READ_SIZE per thread, and a chunk for each step
+        of the longest chain of bases, whatever the number of chunks.
         """
-        runs = self._plan(wanted)
-        first = list(islice(runs, 2))
-        runs = chain(first, runs)
+        plan = self.db.retry(lambda: self._plan(wanted))
+        jobs = plan.walk.jobs()
+        first = list(islice(jobs, 2))
+        jobs = chain(first, jobs)
         if self.threads == 1 or len(first) < 2:
             # Starting threads would take longer than the work.
-            for run in runs:
-                self._report(progress, self._read_run(run, sink))
+            for job in jobs:
+                self._report(progress, self._read_job(wanted, plan, job, sink))
             return
         with ThreadPoolExecutor(self.threads, "mstore-read") as pool:
             waiting: deque[Future[int]] = deque()
             try:
-                for run in runs:
-                    waiting.append(pool.submit(self._read_run, run, sink))
+                for job in jobs:
+                    waiting.append(pool.submit(self._read_job, wanted, plan, job, sink))
                     if len(waiting) > 2 * self.threads:
                         self._report(progress, waiting.popleft().result())
                 while waiting:
@@ -148,70 +137,64 @@ class ChunkReader:
                 for future in waiting:
                     future.cancel()
 
-    def read_one(self, identifier: Id) -> bytes:
-        """The raw bytes of one chunk."""
-        found = self.db.read_record(Kind.CHUNK, identifier)
-        out = bytearray(found.entry.raw)
-        self._deliver(found, [0], MemorySink(memoryview(out)))
-        return bytes(out)
-
-    def _locate(self, ids: Ids) -> Located:
-        located = locate(self.db.chunk_indexes(), ids)
-        if not located.found.all():
-            missing = ids[int(np.argmin(located.found))].tobytes()
-            raise NotFoundError(f"chunk {missing.hex()[:12]} is missing from the repository")
-        return located
-
-    def _plan(self, wanted: Wanted) -> Iterator[_Run]:
-        located = self.db.retry(lambda: self._locate(wanted.ids))
-        rows = located.rows
-        if (wrong := np.flatnonzero(rows["raw"] != wanted.lengths)).size:
-            identifier = wanted.ids[wrong[0]].tobytes().hex()[:12]
+    def _plan(self, wanted: Wanted) -> ChunkPlan:
+        plan = plan_chunks(self.db.chunk_indexes(), wanted.ids)
+        lengths = np.repeat(plan.raw, np.diff(plan.starts))
+        if (wrong := np.flatnonzero(lengths != wanted.lengths[plan.wanted])).size:
+            identifier = wanted.ids[plan.wanted[wrong[0]]].tobytes().hex()[:12]
             raise CorruptDataError(f"chunk {identifier} has not the length that the file needs")
-        order = np.lexsort((rows["offset"], rows["pack"]))
-        yield from _runs(wanted, rows[order], order, located.packs)
+        return plan
 
-    def _read_run(self, run: _Run, sink: Sink) -> int:
+    def _read_job(self, wanted: Wanted, plan: ChunkPlan, job: slice, sink: Sink) -> int:
+        """Read one job; returns how many bytes of wanted chunks it had."""
         try:
-            data = memoryview(
-                self.db.storage.get(pack_key(run.pack), run.start, run.stop - run.start)
-            )
+            return self._read_trees(wanted, plan, job, sink)
         except NotFoundError:
-            return self._read_moved(run, sink)
+            # gc moved a pack after the indexes were read, so a newer root knows the places.
+            again = wanted.some(plan.wanted[plan.starts[job.start] : plan.starts[job.stop]])
+            return self.db.retry(lambda: self._read_anew(again, sink))
+
+    def _read_anew(self, wanted: Wanted, sink: Sink) -> int:
+        plan = self._plan(wanted)
+        return sum(self._read_trees(wanted, plan, job, sink) for job in plan.walk.jobs())
+
+    def _read_trees(self, wanted: Wanted, plan: ChunkPlan, job: slice, sink: Sink) -> int:
+        """Decode the records of a job, each after its base; raises NotFoundError from storage."""
         done = 0
-        columns = (run.ids, run.offsets, run.lengths, run.positions)
-        for identifier, offset, length, positions in zip(*columns, strict=True):
-            found = decode_record(data[offset - run.start :], run.pack, offset)
-            if (found.entry.id, found.entry.kind, found.entry.raw) != (
-                identifier,
-                Kind.CHUNK,
-                length,
-            ):
-                raise CorruptDataError(
-                    f"pack {run.pack} at byte {offset}: another record than the index says"
-                )
-            done += self._deliver(found, positions, sink)
+        decoded: list[_Decoded] = []
+        for window in plan.walk.windows(job):
+            stored = plan.walk.fetch(self.db.storage, window)
+            for data, planned in zip(stored, _planned(wanted, plan, window), strict=True):
+                # What is left are the bases of this one, from the root of the tree on.
+                del decoded[planned.level :]
+                base = decoded[-1] if decoded else None
+                raw = self._read_record(data, planned, base, sink)
+                decoded.append(_Decoded(planned.id, raw))
+                done += len(raw) * len(planned.positions)
         return done
 
-    def _read_moved(self, run: _Run, sink: Sink) -> int:
-        """Read chunks whose pack is gone: gc moved them, so a newer root knows their places."""
-        done = 0
-        for identifier, length, positions in zip(run.ids, run.lengths, run.positions, strict=True):
-            found = self.db.read_record(Kind.CHUNK, identifier)
-            if found.entry.raw != length:
-                raise CorruptDataError(f"chunk {identifier.hex()[:12]} has changed its length")
-            done += self._deliver(found, positions, sink)
-        return done
-
-    def _deliver(self, found: Payload, positions: list[int], sink: Sink) -> int:
-        entry = found.entry
-        target = sink.buffer(positions[0], entry.raw)
-        raw = target if target is not None else self._scratch(entry.raw)
-        self._decoder().decode(entry.codec, found.payload, raw)
-        check_raw(entry, found.checksum, raw)
-        for position in positions[target is not None :]:
+    def _read_record(
+        self, data: memoryview, planned: "_Planned", base: "_Decoded | None", sink: Sink
+    ) -> memoryview:
+        """Decode one record and give it to `sink` where it is wanted; returns the raw bytes."""
+        entry, checksum, payload = decode_record(data, planned.pack, planned.offset)
+        if (entry.id, entry.kind, entry.raw, entry.base) != (
+            planned.id,
+            Kind.CHUNK,
+            planned.raw,
+            base.id if base else None,
+        ):
+            raise CorruptDataError(
+                f"pack {planned.pack} at byte {planned.offset}: another record than the index says"
+            )
+        positions = planned.positions
+        target = sink.buffer(positions[0], entry.raw) if positions else None
+        raw = self._scratch(planned.level, entry.raw) if target is None else target
+        self._decoder().decode(entry.codec, payload, raw, base.raw if base else None)
+        check_raw(entry, checksum, raw)
+        for position in positions if target is None else positions[1:]:
             sink.put(position, raw)
-        return entry.raw * len(positions)
+        return raw
 
     def _decoder(self) -> Decoder:
         decoder: Decoder | None = getattr(self._local, "decoder", None)
@@ -219,11 +202,15 @@ class ChunkReader:
             decoder = self._local.decoder = Decoder()
         return decoder
 
-    def _scratch(self, length: int) -> memoryview:
-        scratch: bytearray | None = getattr(self._local, "scratch", None)
-        if scratch is None or len(scratch) < length:
-            scratch = self._local.scratch = bytearray(max(length, 1 << 20))
-        return memoryview(scratch)[:length]
+    def _scratch(self, level: int, length: int) -> memoryview:
+        """Memory for a chunk that stands behind `level` bases, which have memory of their own."""
+        held: list[bytearray] | None = getattr(self._local, "scratch", None)
+        if held is None:
+            held = self._local.scratch = []
+        held.extend(bytearray() for _ in range(level + 1 - len(held)))
+        if len(held[level]) < length:
+            held[level] = bytearray(max(length, 1 << 20))
+        return memoryview(held[level])[:length]
 
     @staticmethod
     def _report(progress: Progress | None, done: int) -> None:
@@ -231,31 +218,38 @@ class ChunkReader:
             progress(done)
 
 
-def _runs(
-    wanted: Wanted, rows: NDArray[np.void], order: NDArray[np.intp], packs: Sequence[str]
-) -> Iterator[_Run]:
-    """Group located chunks, given in pack order, into runs to read at once."""
-    run: _Run | None = None
-    columns = (rows[name].tolist() for name in ("pack", "offset", "stored", "depth"))
-    for pack_number, offset, stored, depth, at in zip(*columns, order.tolist(), strict=True):
-        pack, position = packs[pack_number], int(wanted.positions[at])
-        if run is not None and run.pack == pack and run.offsets[-1] == offset:
-            run.positions[-1].append(position)
-            continue
-        stop = offset + record_size(stored, depth)
-        if (
-            run is None
-            or run.pack != pack
-            or offset - run.stop > _MAX_GAP
-            or stop - run.start > READ_SIZE
-        ):
-            if run is not None:
-                yield run
-            run = _Run(pack, offset, stop)
-        run.ids.append(wanted.ids[at].tobytes())
-        run.offsets.append(offset)
-        run.lengths.append(int(wanted.lengths[at]))
-        run.positions.append([position])
-        run.stop = stop
-    if run is not None:
-        yield run
+class _Planned(NamedTuple):
+    """What a plan says of one record, and the positions that it is wanted at."""
+
+    id: Id
+    level: int
+    pack: str
+    offset: int
+    raw: int
+    positions: list[int]
+
+
+class _Decoded(NamedTuple):
+    """A chunk that others may be coded against."""
+
+    id: Id
+    raw: memoryview
+
+
+def _planned(wanted: Wanted, plan: ChunkPlan, window: slice) -> Iterator[_Planned]:
+    """What `plan` says of the records of `window`, in order."""
+    walk, ids = plan.walk, plan.ids[window].tobytes()
+    starts = plan.starts[window.start : window.stop + 1]
+    positions = wanted.positions[plan.wanted[starts[0] : starts[-1]]].tolist()
+    columns = (walk.level, walk.pack, walk.offset, plan.raw)
+    begin = 0
+    for number, (level, pack, offset, raw, end) in enumerate(
+        zip(
+            *(column[window].tolist() for column in columns),
+            (starts[1:] - starts[0]).tolist(),
+            strict=True,
+        )
+    ):
+        identifier = ids[number * ID_SIZE : (number + 1) * ID_SIZE]
+        yield _Planned(identifier, level, walk.packs[pack], offset, raw, positions[begin:end])
+        begin = end

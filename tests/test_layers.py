@@ -29,11 +29,12 @@ LAYERS: list[set[str]] = [
     },
     {"storage", "formats", "codecs", "chunking"},
     {"pack", "index", "objects", "root", "rootlog"},
-    {"bulkindex", "database"},
+    {"bulkindex", "readplan", "database"},
     {
         "sources",
         "chunkreader",
         "chunkstore",
+        "bases",
         "ingest",
         "carriers",
         "arrayfile",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstore.bulkindex import columns
-from mstore.chunkreader import READ_SIZE, Progress, default_threads
+from mstore.chunkreader import Progress, default_threads
 from mstore.codecs import general
 from mstore.codecs.choose import Decoder
 from mstore.errors import CorruptDataError, MstoreError
@@ -28,6 +28,7 @@ from mstore.pack import (
     decode_record,
     pack_key,
 )
+from mstore.readplan import READ_SIZE
 from mstore.storage.base import Storage
 
 NOT_ITS_ID = "has other content than its id stands for"
