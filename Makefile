@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 MODEL := .venv/demo/model
+BENCH_VENV := .venv/bench/venv
+BENCH_READY := $(BENCH_VENV)/.ready
 PYTEST := $(BIN)/pytest -q -n auto --maxprocesses 4
 
 MAKEFLAGS += --no-print-directory
@@ -11,12 +13,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint types docs docs-check bench ci
+.PHONY: help setup demo test test-slow lint types docs docs-check bench bench-families ci
 
 help:
 	@echo 'usage: make TARGET'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1@\2/p' $(MAKEFILE_LIST) | while IFS=@ read -r name text; \
-		do printf '  %-11s %s\n' "$$name" "$$text"; done
+		do printf '  %-15s %s\n' "$$name" "$$text"; done
 
 setup: $(READY) ## make .venv with mstore and the development tools in it
 
@@ -45,12 +47,22 @@ docs-check: $(READY) ## check that the generated pages are up to date
 bench: $(READY) $(MODEL) ## measure sizes, speed and memory (some minutes, 15 GB of disk)
 	@$(BIN)/python tests/benchmarks/run.py --model $(MODEL) $(BENCH)
 
+bench-families: $(BENCH_READY) $(MODEL) ## train models, compare with the peers, write docs/benchmarks.md
+	@$(BENCH_VENV)/bin/python tests/benchmarks/bench_families.py --model $(MODEL) \
+		--json .venv/bench/results.json --report $(BENCH)
+
 ci: lint types docs-check test ## everything that must pass before a change is accepted
 
 $(READY): pyproject.toml
 	@echo 'setting up .venv'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --editable '.[dev]'
+	@touch $@
+
+$(BENCH_READY): pyproject.toml
+	@echo 'setting up $(BENCH_VENV), with PyTorch and the peers'
+	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip install -qq --editable '.[bench]'
 	@touch $@
 
 $(MODEL): | $(READY)

@@ -56,10 +56,9 @@ class Family:
         return (cache / self.name).is_dir()
 
     def new_files(self, version: int, cache: Path = CACHE) -> list[Path]:
-        """The files of a version that its parent does not have under the same name and size.
+        """The files of a version that its parent does not have.
 
-        A family never holds different bytes under a name that stays and is not a new model file:
-        a file that stays is a hard link to the one before.
+        One that stays the same is a hard link to the parent's.
         """
         files = sorted(self.directory(version, cache).iterdir())
         parent = self.parent(version)
@@ -83,8 +82,8 @@ def _steps(numbers: tuple[int, ...]) -> tuple[str, ...]:
 
 FAMILIES = (
     Family("f32", "float32 fine-tune, AdamW", _steps(FINETUNED)),
-    Family("bf16-cast", "the same cast to bfloat16", _steps(FINETUNED)),
-    Family("f16-cast", "the same cast to float16", _steps(CAST_F16)),
+    Family("bf16-cast", "float32 fine-tune cast to bfloat16", _steps(FINETUNED)),
+    Family("f16-cast", "float32 fine-tune cast to float16", _steps(CAST_F16)),
     Family("bf16", "bfloat16 fine-tune, AdamW", _steps(FINETUNED_BF16)),
     Family("optimizer", "checkpoints with optimizer state (.pt)", _steps(WITH_OPTIMIZER)),
     Family("adapter", "low-rank adapter merged", ("base", "merged adapter")),

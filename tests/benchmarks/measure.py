@@ -198,15 +198,17 @@ def run(title: str, measure: Callable[[Path], Iterator[Figure]]) -> None:
     figures = []
     for figure in measure(arguments.model.resolve()):
         figures.append(figure)
-        print(_line(figure), flush=True)
+        show(figure)
     if arguments.json:
         rows = [asdict(figure) | {"verdict": figure.verdict} for figure in figures]
         arguments.json.write_text(json.dumps({"title": title, "figures": rows}, indent=1) + "\n")
 
 
-def _line(figure: Figure) -> str:
+def show(figure: Figure) -> None:
+    """Print the figure as a line of the table."""
     name, value, target, verdict, note = figure.cells()
-    return f"  {name:44} {value:>15}  {target:18} {verdict:6}  {note}".rstrip()
+    line = f"  {name:44} {value:>15}  {target:18} {verdict:6}  {note}"
+    print(line.rstrip(), flush=True)
 
 
 def _number(value: float, unit: str) -> str:

@@ -128,10 +128,6 @@ class Mstore(Program):
     name = "mstore"
     command = MSTORE
 
-    @classmethod
-    def version(cls) -> str | None:
-        return "mstore"
-
     def init(self) -> None:
         run_process(MSTORE, "init", cwd=self.work)
         self.repository = self.work / ".mstore"
@@ -164,7 +160,8 @@ class Mstore(Program):
         shown = subprocess.run([MSTORE, "repack", "--help"], capture_output=True, text=True)
         if shown.returncode != 0 or "--deep" not in shown.stdout:
             return None
-        return run_process(MSTORE, "repack", "--deep", cwd=self.work)
+        took = run_process(MSTORE, "repack", "--deep", cwd=self.work)
+        return took + run_process(MSTORE, "gc", cwd=self.work)
 
     def _elsewhere(self, model: str) -> tuple[str | Path, ...]:
         return MSTORE, "--repo", self.repository, "--model", model
