@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import Ids
+from mstore.bulkindex import Ids, as_ids
 from mstore.codecs.choose import Decoder
 from mstore.database import Database
 from mstore.errors import CorruptDataError, NotFoundError
@@ -136,6 +136,16 @@ class ChunkReader:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def read_one(self, identifier: Id) -> bytes:
+        """The raw bytes of one chunk; raises CorruptDataError as `read` does."""
+        ids = as_ids(identifier)
+        plan = self.db.retry(lambda: plan_chunks(self.db.chunk_indexes(), ids))
+        length = int(plan.raw[np.argmax(np.diff(plan.starts))])
+        out = bytearray(length)
+        one = Wanted(ids, np.zeros(1, np.int64), np.array([length]))
+        self.read(one, MemorySink(memoryview(out)))
+        return bytes(out)
 
     def _plan(self, wanted: Wanted) -> ChunkPlan:
         plan = plan_chunks(self.db.chunk_indexes(), wanted.ids)

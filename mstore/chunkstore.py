@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mstore.bulkindex import as_ids, locate, merge
+from mstore.bulkindex import as_ids, columns, locate, locate_with_bases, merge
 from mstore.codecs import general
 from mstore.database import Database
 from mstore.errors import NotFoundError, StorageError
@@ -132,7 +132,11 @@ class Session:
         return answers
 
     def append(self, record: Record) -> None:
-        """Add an encoded chunk that was claimed. From one thread, in the order of reading."""
+        """Add an encoded chunk that was claimed. From one thread, in the order of reading.
+
+        The base of a chunk that has one must be in the repository or have been appended before,
+        and need not have been claimed; `publish` sees that it is still there, with a smaller depth.
+        """
         self._chunks.full().append(record)
 
     def append_stored(self, payload: Payload) -> None:
@@ -235,15 +239,35 @@ class Session:
             (self._metadata, root.metadata_indexes),
         ):
             keys.update(shelf.pack_keys, (ref.key for ref in shelf.refs))
-            located = locate(self.db.opened(listed), as_ids(bytes(shelf.relied)))
-            if not located.found.all():
-                raise StaleSessionError
-            keys.update(pack_key(located.packs[at]) for at in np.unique(located.rows["pack"]))
+            indexes = [*reversed(shelf.indexes), *self.db.opened(listed)]
+            _check_depths(shelf.indexes, indexes)
+            bases = b"".join(bytes(index.bases) for index in shelf.indexes)
+            try:
+                found = locate_with_bases(indexes, as_ids(bytes(shelf.relied) + bases))
+            except NotFoundError:
+                raise StaleSessionError from None
+            keys.update(pack_key(found.packs[at]) for at in np.unique(found.rows["pack"]))
         if not all(self._is_safe(root, key) for key in keys):
             raise StaleSessionError
 
     def _is_safe(self, root: Root, key: str) -> bool:
         return key not in root.doomed and self.db.storage.head(key) is not None
+
+
+def _check_depths(stored: Iterable[Index], indexes: Sequence[Index]) -> None:
+    """Raise StaleSessionError unless the bases of all records in `stored` are found below them.
+
+    That is, the record of the base that counts in `indexes` has a smaller depth than what is coded
+    against it. So the depth of what counts for an id never grows while others are coded against
+    it, and no writers at once can make chunks each other's base.
+    """
+    for index in stored:
+        rows = columns(index)[1]
+        coded = rows[rows["base"] > 0]
+        bases = locate(indexes, as_ids(index.bases))
+        depths = bases.rows["depth"][coded["base"].astype(np.int64) - 1]
+        if not bases.found.all() or (depths >= coded["depth"]).any():
+            raise StaleSessionError
 
 
 def store_index(storage: Storage, parts: list[Buffer]) -> IndexRef:

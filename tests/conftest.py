@@ -4,9 +4,18 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
+import xxhash
 from hypothesis import HealthCheck, settings
 
+from mstore import chunkreader
+from mstore.codecs.base import DeltaCodec
+from mstore.codecs.choose import Decoder
+from mstore.codecs.general import Raw
 from mstore.database import Database
+from mstore.dtypes import BY_NAME, DType
+from mstore.ids import Buffer, Id, Kind, identify
+from mstore.ops import records
+from mstore.pack import Record
 from mstore.repository import Repository
 from mstore.storage.memory import MemoryStorage
 
@@ -14,6 +23,8 @@ settings.register_profile(
     "mstore", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("mstore")
+
+BYTES = BY_NAME["u8"]
 
 Arrays = Callable[..., dict[str, np.ndarray]]
 
@@ -41,5 +52,53 @@ def arrays() -> Arrays:
             name: (random.standard_normal(shape) * 0.02).astype(np.float32)
             for name, shape in wanted.items()
         }
+
+    return make
+
+
+class Xor(DeltaCodec):
+    """The simplest codec with a base, of the same length as the chunk or longer."""
+
+    number = 200
+    name = "xor"
+
+    def encode(
+        self, raw: memoryview, dtype: DType, base: memoryview, base_dtype: DType
+    ) -> list[Buffer]:
+        return [bytes(a ^ b for a, b in zip(raw, base, strict=False))]
+
+    def decode(self, payload: memoryview, base: memoryview, out: memoryview) -> None:
+        out[:] = bytes(a ^ b for a, b in zip(payload, base, strict=False))
+
+
+Coded = Callable[..., Record]
+
+
+@pytest.fixture
+def coded(monkeypatch: pytest.MonkeyPatch) -> Coded:
+    """Makes the record of a chunk: of codec raw, or coded against a base by xor.
+
+    `coded(raw)` or `coded(raw, base=raw of the base, depth=its own depth)`. What reads records
+    can decode them during the test.
+    """
+    for module in (chunkreader, records):
+        monkeypatch.setattr(module, "Decoder", lambda: Decoder((Raw(), Xor())))
+
+    def make(raw: bytes, base: bytes | None = None, depth: int = 0) -> Record:
+        identifier, checksum = identify(Kind.CHUNK, raw), xxhash.xxh3_64_intdigest(raw)
+        if base is None:
+            return Record(identifier, Kind.CHUNK, 0, len(raw), checksum, (raw,))
+        payload = Xor().encode(memoryview(raw), BYTES, memoryview(base), BYTES)
+        base_id: Id = identify(Kind.CHUNK, base)
+        return Record(
+            identifier,
+            Kind.CHUNK,
+            200,
+            len(raw),
+            checksum,
+            tuple(payload),
+            depth=depth,
+            base=base_id,
+        )
 
     return make
