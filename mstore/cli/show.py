@@ -13,7 +13,7 @@ from mstore.cli.tables import Column, Table, cut_middle, cut_name
 from mstore.database import Database
 from mstore.errors import CorruptDataError
 from mstore.objects import Manifest, SegmentChunks
-from mstore.ops.rows import record_sizes
+from mstore.readplan import record_sizes
 
 
 @command(

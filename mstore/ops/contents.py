@@ -12,10 +12,10 @@ from mstore.chunkreader import Progress
 from mstore.codecs import general
 from mstore.errors import CorruptDataError, MstoreError
 from mstore.ids import Id, Kind, identify
-from mstore.index import Index
+from mstore.index import Index, find_entry
 from mstore.objects import KIND_OF, Commit, FileEntry, Manifest, Snapshot
 from mstore.ops.records import NOT_ITS_ID, Fault, Records, fault_of
-from mstore.pack import Entry, check_raw, read_record
+from mstore.pack import check_raw, read_record
 from mstore.root import Root
 from mstore.storage.base import Storage
 
@@ -48,7 +48,8 @@ class Contents:
     """What the refs of a root reach. `check` fills the rest in.
 
     `harms` maps each harm to the commits it concerns, `reached_by` each commit to a ref that
-    reaches it, "model/name". `reached` tells of each row of `chunks` whether a file needs it.
+    reaches it, "model/name". `reached` tells of each row of `chunks` whether a file needs it, be it
+    only because others are coded against it.
     When commits are lost, `stranded` are the last ones of those that no ref reaches: the ways to
     what lay behind the lost ones (or to branches that were deleted).
     """
@@ -179,6 +180,7 @@ class Contents:
                 harmed.update(self._check_chunks(batch))
                 batch, waiting = [], 0
         harmed.update(self._check_chunks(batch))
+        self._reach_bases()
         return harmed
 
     def _check_chunks(
@@ -199,6 +201,14 @@ class Contents:
             if bad[part].any():
                 yield entry, set(self._harmed(manifest, rows[part], lengths[part]))
             start = part.stop
+
+    def _reach_bases(self) -> None:
+        """What a file's chunks are coded against, the file needs too."""
+        dependents, bases = self.chunks.rows.coded_against()
+        known = bases >= 0
+        dependents, bases = dependents[known], bases[known]
+        while (more := self.reached[dependents] & ~self.reached[bases]).any():
+            self.reached[bases[more]] = True
 
     def _harmed(
         self, manifest: Manifest, rows: NDArray[np.int64], lengths: NDArray[np.int64]
@@ -238,7 +248,7 @@ class Contents:
         kind = KIND_OF[what]
         name = f"{kind.name.lower()} {identifier.hex()[:12]}"
         try:
-            entry = self._find(kind, identifier)
+            entry = find_entry(self.metadata, kind, identifier)
         except CorruptDataError as error:
             return Fault(name, _NOWHERE, error.message)
         if entry is None:
@@ -253,12 +263,6 @@ class Contents:
             return what.decode(raw)
         except MstoreError as error:
             return fault_of(entry, error)
-
-    def _find(self, kind: Kind, identifier: Id) -> Entry | None:
-        for index in self.metadata:
-            if (entry := index.find(identifier)) is not None and entry.kind == kind:
-                return entry
-        return None
 
 
 def _lengths(manifest: Manifest) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import Ids, as_ids, check_rows, columns, find_rows
+from mstore.bulkindex import Ids, as_ids, check_rows, columns, search
 from mstore.database import Database
 from mstore.errors import CorruptDataError
 from mstore.ids import ID_SIZE, Id, Kind
@@ -18,7 +18,7 @@ _AT_ONCE = 1 << 16
 
 
 class Marks:
-    """Which rows of some indexes are in use. An id in several indexes is marked in the first."""
+    """Which rows of some indexes are in use. Of an id in several only what counts is marked."""
 
     def __init__(self, indexes: list[Index]) -> None:
         """Read the indexes; raises CorruptDataError when one is damaged.
@@ -36,19 +36,18 @@ class Marks:
         `ids` is (n, 32) uint8. Raises CorruptDataError when one is in no index.
         """
         while len(ids):
-            bases: list[NDArray[np.uint8]] = []
-            for index, mask in zip(self.indexes, self.masks, strict=True):
-                rows = find_rows(index, ids)
-                ids = ids[rows < 0]
-                rows = rows[rows >= 0]
-                bases.append(_bases(index, rows[~mask[rows]]))
-                mask[rows] = True
-            if len(ids):
+            numbers, rows = search(self.indexes, ids)
+            if (lost := np.flatnonzero(numbers < 0)).size:
                 raise CorruptDataError(
-                    f"object {ids[0].tobytes().hex()[:12]} is missing from the repository",
+                    f"object {ids[lost[0]].tobytes().hex()[:12]} is missing from the repository",
                     hint="run: mstore verify",
                 )
-            ids = np.concatenate(bases) if bases else ids
+            bases = [np.zeros((0, ID_SIZE), np.uint8)]
+            for number, (index, mask) in enumerate(zip(self.indexes, self.masks, strict=True)):
+                found = rows[numbers == number]
+                bases.append(_bases(index, found[~mask[found]]))
+                mask[found] = True
+            ids = np.concatenate(bases)
 
 
 def _bases(index: Index, rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mstore.bulkindex import as_ids, locate
+from mstore.bulkindex import as_ids, locate_with_bases
 from mstore.database import Database
-from mstore.errors import ConflictError, MstoreError
+from mstore.errors import ConflictError, MstoreError, NotFoundError
 from mstore.ids import Id
 from mstore.pack import pack_key
 from mstore.root import Root
@@ -46,9 +46,10 @@ def with_rescued(db: Database, root: Root, commits: Iterable[Id]) -> Root:
         (root.metadata_indexes, closure.metadata),
         (root.indexes, closure.chunks),
     ):
-        located = locate(db.opened(refs), as_ids(bytes(ids)))
-        if not located.found.all():
-            raise _gone(lost[0])
+        try:
+            located = locate_with_bases(db.opened(refs), as_ids(bytes(ids)))
+        except NotFoundError:
+            raise _gone(lost[0]) from None
         keys.update(pack_key(located.packs[at]) for at in np.unique(located.rows["pack"]))
     if keys & root.doomed or any(db.storage.head(key) is None for key in keys):
         raise _gone(lost[0])

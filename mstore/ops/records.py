@@ -2,22 +2,21 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import columns
-from mstore.chunkreader import Progress, default_threads
+from mstore.bulkindex import NO_ROW, columns
+from mstore.chunkreader import Progress
 from mstore.codecs import general
 from mstore.codecs.choose import Decoder
 from mstore.errors import CorruptDataError, MstoreError
-from mstore.ids import ID_SIZE, Buffer, Kind, identify
+from mstore.ids import ID_SIZE, Kind, identify
 from mstore.index import Index
-from mstore.ops.rows import Rows, record_sizes
+from mstore.ops.rows import Rows
 from mstore.pack import (
     PACK_HEADER_SIZE,
     Entry,
@@ -28,12 +27,12 @@ from mstore.pack import (
     decode_record,
     pack_key,
 )
-from mstore.readplan import READ_SIZE
+from mstore.readplan import Walk, record_sizes
 from mstore.storage.base import Storage
+from mstore.threads import default_threads
 
 NOT_ITS_ID = "has other content than its id stands for"
 
-_MAX_GAP = 64 << 10
 _FAR = 1 << 62
 _KINDS = frozenset(int(kind) for kind in Kind)
 
@@ -44,16 +43,6 @@ class Fault(NamedTuple):
     what: str
     where: str
     problem: str
-
-
-@dataclass(slots=True)
-class _Run:
-    """Rows of one index whose records lie together in one pack."""
-
-    pack: str
-    start: int
-    stop: int
-    rows: list[int]
 
 
 class Records:
@@ -88,6 +77,7 @@ class Records:
             fault = self.fault[part]
             base_count = len(index.bases) // ID_SIZE
             malformed = (table["pack"] >= len(index.packs)) | (table["base"] > base_count)
+            malformed |= (table["base"] > 0) != (table["depth"] > 0)
             if malformed.any():
                 place = (f"index {index.name}", f"indexes/{index.name}")
                 fault[malformed] = self._number(Fault(*place, "has rows that point nowhere"))
@@ -104,32 +94,38 @@ class Records:
             fault[inside[outside]] = of_pack[numbers[outside]]
 
     def check_contents(self, threads: int | None, progress: Progress) -> None:
-        """Read, decode and hash every record that has a place, pack by pack in order.
+        """Read, decode and hash every record that can be, each once, in the order of the packs.
 
-        `progress` is told how many more bytes are done. Memory: a few runs of READ_SIZE per
-        thread.
+        A base comes before what is coded against it. Places and bases must have been checked.
+        `progress` is told how many more bytes are done. Memory: about a hundred bytes per record,
+        and a few times READ_SIZE per thread.
         """
+        for index in self.rows.indexes:
+            self._check_pack_headers(index)
+        rows, walk = self._walk()
         threads = threads or default_threads()
         with ThreadPoolExecutor(threads, "mstore-verify") as pool:
-            for index, part in self.rows.parts():
-                self._check_pack_headers(index)
-                sound = np.flatnonzero(self.fault[part] == 0)
-                waiting: deque[tuple[_Run, Future[list[tuple[int, Fault]]]]] = deque()
-                for run in _runs(index, sound):
-                    waiting.append((run, pool.submit(self._check_run, index, run)))
-                    if len(waiting) > 2 * threads:
-                        self._collect(part.start, *waiting.popleft(), progress)
-                while waiting:
-                    self._collect(part.start, *waiting.popleft(), progress)
+            waiting: deque[tuple[int, Future[list[tuple[int, Fault]]]]] = deque()
+            for job in walk.jobs():
+                size = int(walk.size[job].sum())
+                waiting.append((size, pool.submit(self._check_trees, rows, walk, job)))
+                if len(waiting) > 2 * threads:
+                    self._collect(*waiting.popleft(), progress)
+            while waiting:
+                self._collect(*waiting.popleft(), progress)
+        self.check_bases()
 
-    def spread_to_dependents(self) -> None:
-        """A record whose base is damaged or missing cannot be decoded either."""
+    def check_bases(self) -> None:
+        """A record whose base is damaged, missing or not less deep cannot be decoded either."""
         dependents, bases = self.rows.coded_against()
-        for row in dependents[(bases < 0) & (self.fault[dependents] == 0)].tolist():
-            what, where = name_record(self._entry(row))
-            self.fault[row] = self._number(
-                Fault(what, where, "the chunk that it is coded against is missing")
-            )
+        deep = (bases >= 0) & (self.rows.depth[bases] >= self.rows.depth[dependents])
+        for wrong, problem in (
+            (bases < 0, "the chunk that it is coded against is missing"),
+            (deep, "the chunk that it is coded against is coded against others at least as deep"),
+        ):
+            for row in dependents[wrong & (self.fault[dependents] == 0)].tolist():
+                what, where = name_record(self.rows.entry(row))
+                self.fault[row] = self._number(Fault(what, where, problem))
         while (spoilt := (self.fault[dependents] == 0) & (self.fault[bases] != 0)).any():
             self.fault[dependents[spoilt]] = self.fault[bases[spoilt]]
 
@@ -137,11 +133,21 @@ class Records:
         self.faults.append(fault)
         return len(self.faults)
 
-    def _entry(self, row: int) -> Entry:
-        for index, part in self.rows.parts():
-            if row < part.stop:
-                return index.entry(row - part.start)
-        raise IndexError(row)
+    def _walk(self) -> tuple[NDArray[np.int64], Walk]:
+        """The rows without a fault in the order of their places, and the walk over their records.
+
+        The bases of such rows have no fault either.
+        """
+        sound = np.flatnonzero(self.fault == 0)
+        packs, pack, offset = self.rows.places()
+        rows = sound[np.lexsort((offset[sound], pack[sound]))]
+        number = np.full(len(self.rows), NO_ROW, np.int64)
+        number[rows] = np.arange(len(rows))
+        dependents, bases = self.rows.coded_against()
+        base = np.full(len(self.rows), NO_ROW, np.int64)
+        base[dependents] = number[bases]
+        walk = Walk.plan(packs, pack[rows], offset[rows], self.rows.stored[rows], base[rows])
+        return rows, walk
 
     def _check_pack_headers(self, index: Index) -> None:
         for name in index.packs:
@@ -153,45 +159,64 @@ class Records:
                     self.others.append(Fault(f"pack {name}", key, error.message))
 
     def _collect(
-        self, start: int, run: _Run, found: Future[list[tuple[int, Fault]]], progress: Progress
+        self, size: int, found: Future[list[tuple[int, Fault]]], progress: Progress
     ) -> None:
-        """Runs in the calling thread; `start` is where the rows of the run's index begin."""
+        """Runs in the calling thread."""
         for row, fault in found.result():
-            self.fault[start + row] = self._number(fault)
-        progress(run.stop - run.start)
+            self.fault[row] = self._number(fault)
+        progress(size)
 
-    def _check_run(self, index: Index, run: _Run) -> list[tuple[int, Fault]]:
-        """The faults of the run's rows. Runs in a worker thread."""
-        try:
-            data = memoryview(self.storage.get(pack_key(run.pack), run.start, run.stop - run.start))
-        except MstoreError as error:
-            if len(run.rows) == 1:
-                return [(run.rows[0], fault_of(index.entry(run.rows[0]), error))]
-            # Where the disk cannot be read at one place, the records around it may be sound.
-            singles = _runs(index, np.array(run.rows), longest=0)
-            return [fault for single in singles for fault in self._check_run(index, single)]
+    def _check_trees(
+        self, rows: NDArray[np.int64], walk: Walk, job: slice
+    ) -> list[tuple[int, Fault]]:
+        """The faults of the rows of one job, less those of damaged bases. In a worker thread."""
         faults = []
-        for row in run.rows:
-            entry = index.entry(row)
-            try:
-                found = decode_record(data[entry.offset - run.start :], run.pack, entry.offset)
-                self._check_content(check_record(found, entry))
-            except MstoreError as error:
-                faults.append((row, fault_of(entry, error)))
+        # What was decoded on the way from the root of the tree; None for what could not be.
+        decoded: list[memoryview | None] = []
+        for window in walk.windows(job):
+            stored = self._fetch(walk, window)
+            places = (rows[walk.records[window]].tolist(), walk.level[window].tolist())
+            for data, row, level in zip(stored, *places, strict=True):
+                del decoded[level:]
+                decoded.append(None)
+                if level and decoded[level - 1] is None:
+                    continue
+                entry = self.rows.entry(row)
+                try:
+                    if isinstance(data, MstoreError):
+                        raise data
+                    found = decode_record(data, entry.pack, entry.offset)
+                    base = decoded[level - 1] if level else None
+                    decoded[level] = self._check_content(check_record(found, entry), base)
+                except MstoreError as error:
+                    faults.append((row, fault_of(entry, error)))
         return faults
 
-    def _check_content(self, found: Payload) -> None:
+    def _fetch(self, walk: Walk, window: slice) -> Sequence[memoryview | MstoreError]:
+        """The stored bytes of each record of `window`, or why they cannot be had."""
+        try:
+            return walk.fetch(self.storage, window)
+        except MstoreError as error:
+            if window.stop - window.start == 1:
+                return [error]
+            # Where the disk cannot be read at one place, the records around it may be sound.
+            singles = (slice(at, at + 1) for at in range(window.start, window.stop))
+            return [self._fetch(walk, single)[0] for single in singles]
+
+    def _check_content(self, found: Payload, base: memoryview | None) -> memoryview:
+        """The raw bytes of a record; raises MstoreError when they are not as they should be."""
         entry = found.entry
         if entry.kind not in _KINDS or Kind(entry.kind).is_metadata != self.metadata:
             raise CorruptDataError(f"a record of kind {entry.kind} has no place in this index")
         if self.metadata:
-            raw: Buffer = general.decode(entry.codec, found.payload, entry.raw)
+            raw = memoryview(general.decode(entry.codec, found.payload, entry.raw))
         else:
             raw = memoryview(bytearray(entry.raw))
-            self._decoder().decode(entry.codec, found.payload, raw)
+            self._decoder().decode(entry.codec, found.payload, raw, base)
         check_raw(entry, found.checksum, raw)
         if identify(Kind(entry.kind), raw) != entry.id:
             raise CorruptDataError(NOT_ITS_ID)
+        return raw
 
     def _decoder(self) -> Decoder:
         decoder: Decoder | None = getattr(self._local, "decoder", None)
@@ -212,28 +237,3 @@ def name_record(entry: Entry) -> tuple[str, str]:
     """What a record is and where it is stored, for people."""
     kind = Kind(entry.kind).name.lower() if entry.kind in _KINDS else "record"
     return f"{kind} {entry.id.hex()[:12]}", f"{pack_key(entry.pack)} at byte {entry.offset}"
-
-
-def _runs(index: Index, rows: NDArray[np.int64], longest: int = READ_SIZE) -> Iterator[_Run]:
-    """Group rows of `index`, in the order of packs and offsets, into runs to read at once."""
-    table = columns(index)[1][rows]
-    order = np.lexsort((table["offset"], table["pack"]))
-    rows, table = rows[order], table[order]
-    ends = table["offset"].astype(np.int64) + record_sizes(table)
-    run: _Run | None = None
-    places = (table["pack"].tolist(), table["offset"].tolist(), ends.tolist())
-    for row, pack_number, start, stop in zip(rows.tolist(), *places, strict=True):
-        pack = index.packs[pack_number]
-        if (
-            run is None
-            or run.pack != pack
-            or start - run.stop > _MAX_GAP
-            or stop - run.start > longest
-        ):
-            if run is not None:
-                yield run
-            run = _Run(pack, start, stop, [])
-        run.rows.append(row)
-        run.stop = max(run.stop, stop)
-    if run is not None:
-        yield run

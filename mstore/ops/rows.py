@@ -1,7 +1,8 @@
 """The rows of several indexes under one numbering, for work on every record of a repository.
 
 A figure per record is then one array, whatever the number of indexes: a million chunks take four
-megabytes of it. Rows of the first index come first; an id in several counts in the first.
+megabytes of it. Rows of the first index come first. Of an id in several indexes the row of least
+depth counts, among equals the first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,20 +10,17 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.bulkindex import Ids, as_ids, columns, find_rows
-from mstore.ids import ID_SIZE
+from mstore.bulkindex import NO_ROW, Ids, as_ids, columns, search
 from mstore.index import Index
-from mstore.pack import RECORD_HEADER_SIZE
-
-NO_ROW = -1
-"""In place of a row: the id is in no index, or there is no base."""
+from mstore.pack import Entry
+from mstore.readplan import record_sizes
 
 
 class Rows:
     """All rows of `indexes`, numbered from 0.
 
     `raw` and `stored` are the raw bytes of every record and its bytes in its pack, header and
-    all; both of shape (rows,), int64.
+    all, `depth` its depth; all of shape (rows,), int64, `depth` uint8.
     """
 
     def __init__(self, indexes: Sequence[Index]) -> None:
@@ -30,6 +28,7 @@ class Rows:
         tables = [columns(index)[1] for index in indexes]
         self.raw = _joined([table["raw"] for table in tables])
         self.stored = _joined([record_sizes(table) for table in tables])
+        self.depth = np.concatenate([np.zeros(0, np.uint8), *(table["depth"] for table in tables)])
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -41,17 +40,35 @@ class Rows:
             yield index, slice(start, start + len(index))
             start += len(index)
 
-    def find(self, ids: Ids) -> NDArray[np.int64]:
-        """The row of each of `ids` (n, 32), or NO_ROW; shape (n,)."""
-        rows = np.full(len(ids), NO_ROW, np.int64)
+    def entry(self, row: int) -> Entry:
+        """The entry in row number `row`."""
         for index, part in self.parts():
-            open_places = np.flatnonzero(rows < 0)
-            if not len(open_places):
-                break
-            found = find_rows(index, ids[open_places])
-            hit = found >= 0
-            rows[open_places[hit]] = found[hit] + part.start
-        return rows
+            if row < part.stop:
+                return index.entry(row - part.start)
+        raise IndexError(row)
+
+    def places(self) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
+        """Names of packs, each once, and for each row the place of its pack among them.
+
+        Then the offset of each row's record in its pack; both of shape (rows,). Where a row names
+        a pack that its index does not have, the place is NO_ROW.
+        """
+        names: dict[str, int] = {}
+        packs, offsets = [], []
+        for index, _ in self.parts():
+            table = columns(index)[1]
+            numbers = [names.setdefault(name, len(names)) for name in index.packs]
+            known = np.array([*numbers, NO_ROW], np.int64)
+            packs.append(known[np.minimum(table["pack"], len(numbers))])
+            offsets.append(table["offset"])
+        return list(names), _joined(packs), _joined(offsets)
+
+    def find(self, ids: Ids) -> NDArray[np.int64]:
+        """The row that counts of each of `ids` (n, 32), or NO_ROW; shape (n,)."""
+        numbers, rows = search(self.indexes, ids)
+        starts = np.array([*(part.start for _, part in self.parts()), NO_ROW], np.int64)
+        # Number NO_ROW takes the last of the starts.
+        return np.where(numbers == NO_ROW, NO_ROW, rows + starts[numbers])
 
     def coded_against(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The rows that have a base, and the row of that base or NO_ROW; both of shape (n,)."""
@@ -64,11 +81,6 @@ class Rows:
             dependents.append(at + part.start)
             bases.append(places[np.minimum(numbers[at], len(places)) - 1])
         return _joined(dependents), _joined(bases)
-
-
-def record_sizes(table: NDArray[np.void]) -> NDArray[np.int64]:
-    """Bytes of each record in its pack, by the rows of an index; shape (rows,)."""
-    return table["stored"].astype(np.int64) + RECORD_HEADER_SIZE + ID_SIZE * (table["depth"] > 0)
 
 
 def _joined(arrays: Sequence[NDArray[np.integer]]) -> NDArray[np.int64]:

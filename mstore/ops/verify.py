@@ -75,8 +75,8 @@ def verify(
 ) -> VerifyReport:
     """Look for damage in everything that the newest root names; raises only when that is damaged.
 
-    `progress` is told how many more bytes have been read. Memory: some tens of bytes per chunk,
-    and a few runs of 4 MiB per thread.
+    `progress` is told how many more bytes have been read. Memory: about a hundred bytes per
+    chunk, and a few times 4 MiB per thread.
     """
     for _attempt in range(_ATTEMPTS):
         root = db.refresh()
@@ -105,9 +105,9 @@ class _Verification:
         chunks = self._records(self.root.indexes, packs, metadata=False)
         for records in (metadata, chunks):
             records.check_places()
+            records.check_bases()
             if not quick:
                 records.check_contents(threads, self._done)
-            records.spread_to_dependents()
         contents = Contents(self.storage, self.root, metadata.rows.indexes, chunks, self._done)
         contents.check()
         named = {

@@ -27,7 +27,7 @@ from mstore.ops.history import log
 from mstore.ops.refs import create_tag, delete_branch
 from mstore.ops.stats import stats
 from mstore.ops.verify import verify
-from mstore.pack import RECORD_HEADER_SIZE, Entry, Payload, Record, pack_key, scan
+from mstore.pack import RECORD_HEADER_SIZE, Record, pack_key, scan
 from mstore.root import Refs
 from mstore.rootlog import root_key
 from mstore.sources import BufferSource
@@ -579,10 +579,7 @@ class Forge:
         """A commit of one file "f" of these segments; its id."""
         with Session(self.db) as session:
             for record in records:
-                if isinstance(record, Payload):
-                    session.append_stored(record)
-                else:
-                    session.append(record)
+                session.append(record)
             manifest = Manifest("test", sum(s.length for s in segments), tuple(segments))
             entry = FileEntry(session.add_object(manifest), manifest.size if size is None else size)
             snapshot = session.add_object(Snapshot({"f": entry}))
@@ -663,35 +660,43 @@ def test_chunks_in_no_index_are_told_together():
     assert damage.problem == "is in no index"
 
 
-def test_a_chunk_whose_base_is_damaged_or_missing():
-    """Two chunks coded against others (as raw bytes, which need no base to decode)."""
+def test_a_chunk_whose_base_is_damaged_missing_or_too_deep(coded, monkeypatch):
+    """What harms a base harms what is coded against it, and so on."""
+    monkeypatch.setattr(Session, "_check_relied", lambda *_: None)
     forge = Forge()
-    raws = [b"base", b"first", b"second", b"orphan"]
-    ids = [identify(Kind.CHUNK, raw) for raw in raws]
-    lost = bytes(32)
-
-    def against(number: int, depth: int, base: bytes) -> Payload:
-        raw = raws[number]
-        entry = Entry(ids[number], Kind.CHUNK, "", 0, len(raw), len(raw), 0, 0, depth, base)
-        return Payload(entry, xxh3_64_intdigest(raw), memoryview(raw))
-
-    forge.publish(
-        [
-            forge.chunk(ids[0], raws[0]),
-            against(1, 1, ids[0]),
-            against(2, 2, ids[1]),
-            against(3, 1, lost),
-        ],
-        [opaque((ids[2], 6)), opaque((ids[3], 6))],
-    )
-    (damage,) = forge.verify(quick=True).damages
-    assert damage.what == f"chunk {ids[3].hex()[:12]}"
-    assert damage.problem == "the chunk that it is coded against is missing"
+    raws = [b"base", b"one!", b"two!", b"lost", b"orphan", b"here", b"there"]
+    base, one, two, lost, orphan, here, there = raws
+    records = [
+        coded(base),
+        coded(one, base, 1),
+        coded(two, one, 2),
+        coded(orphan[:4], lost, 1),
+        coded(here, there[:4], 2),
+        coded(there[:4], here, 2),
+    ]
+    ids = [record.id for record in records]
+    forge.publish(records, [opaque((ids[number], 4)) for number in (2, 3, 4)])
+    names = [f"chunk {one.hex()[:12]}" for one in ids]
+    known = {
+        names[3]: "the chunk that it is coded against is missing",
+        names[4]: "the chunk that it is coded against is coded against others at least as deep",
+        names[5]: "the chunk that it is coded against is coded against others at least as deep",
+    }
+    for quick in (True, False):
+        damages = forge.verify(quick=quick).damages
+        assert {d.what: d.problem for d in damages} == known
+        assert {d.what for d in damages if d.file == "f"} == {names[3], names[4]}
     (index,) = forge.db.chunk_indexes()
-    base = index.find(ids[0])
-    forge.storage.flip(pack_key(base.pack), base.offset + base.record_size - 1)
-    found = {d.what: d.file for d in forge.verify(quick=False).damages}
-    assert found == {f"chunk {ids[0].hex()[:12]}": "f", f"chunk {ids[3].hex()[:12]}": "f"}
+    found = index.find(ids[0])
+    forge.storage.flip(pack_key(found.pack), found.offset + found.record_size - 1)
+    damages = forge.verify(quick=False).damages
+    assert {d.what for d in damages if d.file == "f"} == {names[0], names[3], names[4]}
+    assert {d.what for d in damages} == {names[0], *known}
+    forge.storage.flip(pack_key(found.pack), found.offset + found.record_size - 1)
+    found = index.find(ids[1])
+    forge.storage.flip(pack_key(found.pack), found.offset + found.record_size - 1)
+    damages = forge.verify(quick=False).damages
+    assert {d.what for d in damages if d.file == "f"} == {names[1], names[3], names[4]}
 
 
 def test_rows_that_point_nowhere():
