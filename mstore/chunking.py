@@ -12,7 +12,7 @@ from mstore.dtypes import DType
 from mstore.errors import InvalidInputError
 
 DEFAULT_CHUNK_SIZE = 1 << 20
-"""Bytes in a chunk of a tensor, unless the repository says otherwise."""
+"""Bytes in a chunk of a tensor of words of four bytes (or of one), unless told otherwise."""
 
 MAX_CHUNK_SIZE = 64 << 20
 """The largest chunk that may be asked for: some of them are in memory at once."""
@@ -23,17 +23,23 @@ nothing unreadable, but new versions of a file no longer share chunks with the o
 
 
 def piece_size(dtype: DType, chunk_size: int) -> int:
-    """Bytes in a piece of a tensor: the most whole elements that fit in `chunk_size`.
+    """Bytes in a piece of a tensor: whole elements, as many as fit into `chunk_size`.
 
-    Raises InvalidInputError when not even one does, or when `chunk_size` is too large.
+    That is for words of four bytes or of one. Of other words a piece has as many as of words of
+    four, so that the chunks of one model in several float types lie side by side, and one can be
+    coded against another.
+
+    Raises InvalidInputError when not even one element fits, or when `chunk_size` is too large.
     """
     if chunk_size > MAX_CHUNK_SIZE:
         raise InvalidInputError(f"chunks of {chunk_size} bytes are too large; at most 64 MiB")
-    size = chunk_size // dtype.itemsize * dtype.itemsize
+    room = chunk_size if dtype.word == 1 else chunk_size // 4 * dtype.word
+    size = min(room, MAX_CHUNK_SIZE) // dtype.itemsize * dtype.itemsize
     if size <= 0:
+        least = dtype.itemsize if dtype.word == 1 else 4 * dtype.itemsize // dtype.word
         raise InvalidInputError(
             f"chunks of {chunk_size} bytes cannot hold an element of type {dtype}",
-            hint=f"use a chunk size of at least {dtype.itemsize} bytes",
+            hint=f"use a chunk size of at least {least} bytes",
         )
     return size
 

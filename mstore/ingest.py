@@ -6,15 +6,17 @@ megabytes at a time; one thread appends the results to the pack in the order of 
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import xxhash
 
+from mstore.bases import BaseFinder, BaseReader
 from mstore.chunking import DEFAULT_CHUNK_SIZE, ContentChunker, piece_size
 from mstore.chunkreader import default_threads
 from mstore.chunkstore import Session
+from mstore.codecs.base import Base
 from mstore.codecs.choose import Encoder
 from mstore.codecs.energy import sum_of_squares
 from mstore.dtypes import DType
@@ -67,13 +69,14 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What will be one chunk, and where its id is wanted."""
+    """What will be one chunk, where its id is wanted, and which chunk it may be coded against."""
 
     source: Source
     offset: int
     length: int
     dtype: DType | None
     target: _Collected
+    base: Id | None = None
 
 
 _Batch = list[_Piece | _File]
@@ -89,12 +92,15 @@ class Ingest:
         self,
         session: Session,
         *,
+        bases: BaseFinder | None = None,
         threads: int | None = None,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         """`progress` is told, from the calling thread, how many more bytes are done."""
         self.session = session
+        self._finder = bases
+        self._reader = BaseReader(session.db)
         self.threads = threads or default_threads()
         self.chunk_size = chunk_size
         self.progress = progress
@@ -150,7 +156,9 @@ class Ingest:
                 else:
                     piece = piece_size(tensor.dtype, self.chunk_size)
                     state.segments.append(target := _Collected(segment, piece))
-                    yield from _fixed_pieces(file.source, tensor.dtype, target)
+                    finder = self._finder
+                    base = finder.find(file.path, tensor, piece) if finder else None
+                    yield from _fixed_pieces(file.source, tensor.dtype, target, base)
             yield state
 
     def _store_batch(self, batch: _Batch) -> _Stored:
@@ -164,16 +172,27 @@ class Ingest:
             used += piece.length
         ids = [identify(Kind.CHUNK, view) for view in views]
         wanted = self.session.claim(ids)
+        new = [piece.base for piece, is_new in zip(pieces, wanted, strict=True) if is_new]
+        bases = self._reader.read(list(dict.fromkeys(base for base in new if base)))
         return [
-            (identifier, self._encode(identifier, view, piece.dtype) if new else None)
-            for identifier, view, piece, new in zip(ids, views, pieces, wanted, strict=True)
+            (identifier, self._encode(identifier, view, piece, bases) if is_new else None)
+            for identifier, view, piece, is_new in zip(ids, views, pieces, wanted, strict=True)
         ]
 
-    def _encode(self, identifier: Id, raw: memoryview, dtype: DType | None) -> Record:
+    def _encode(
+        self,
+        identifier: Id,
+        raw: memoryview,
+        piece: _Piece,
+        bases: Mapping[Id, list[tuple[Id, Base]]],
+    ) -> Record:
         encoder: Encoder | None = getattr(self._local, "encoder", None)
         if encoder is None:
             encoder = self._local.encoder = Encoder()
-        encoded = encoder.encode(raw, dtype)
+        dtype = piece.dtype
+        offered = bases[piece.base] if piece.base else []
+        encoded = encoder.encode(raw, dtype, [base for _, base in offered])
+        chosen = None if encoded.base is None else offered[encoded.base]
         return Record(
             identifier,
             Kind.CHUNK,
@@ -183,6 +202,8 @@ class Ingest:
             encoded.parts,
             dtype.code if dtype else 0,
             sum_of_squares(raw, dtype) if dtype else float("nan"),
+            chosen[1].depth + 1 if chosen else 0,
+            chosen[0] if chosen else None,
         )
 
     def _collect(
@@ -211,11 +232,14 @@ class Ingest:
         return memoryview(scratch)[:length]
 
 
-def _fixed_pieces(source: Source, dtype: DType, target: _Collected) -> Iterator[_Piece]:
+def _fixed_pieces(
+    source: Source, dtype: DType, target: _Collected, base: SegmentChunks | None
+) -> Iterator[_Piece]:
     segment = target.segment
-    for start in range(0, segment.length, target.piece):
+    for number, start in enumerate(range(0, segment.length, target.piece)):
         length = min(target.piece, segment.length - start)
-        yield _Piece(source, segment.offset + start, length, dtype, target)
+        against = base.chunk_id(number) if base and number < base.count else None
+        yield _Piece(source, segment.offset + start, length, dtype, target, against)
 
 
 def _content_pieces(source: Source, target: _Collected) -> Iterator[_Piece]:

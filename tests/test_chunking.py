@@ -116,9 +116,20 @@ def test_chunks_are_of_about_the_intended_size() -> None:
 @given(chunk_size=st.integers(16, 10_000))
 @settings(max_examples=20)
 def test_a_piece_is_the_most_whole_elements_that_fit(name: str, chunk_size: int) -> None:
-    size = piece_size(BY_NAME[name], chunk_size)
-    assert size % BY_NAME[name].itemsize == 0
-    assert size <= chunk_size < size + BY_NAME[name].itemsize
+    dtype = BY_NAME[name]
+    size = piece_size(dtype, chunk_size)
+    assert size % dtype.itemsize == 0
+    if dtype.word in (1, 4):
+        assert size <= chunk_size < size + dtype.itemsize
+    else:
+        words = size // dtype.word
+        assert 4 * words <= chunk_size < 4 * (words + dtype.itemsize // dtype.word)
+
+
+@given(chunk_size=st.integers(4, 1 << 20))
+def test_float_types_are_cut_at_the_same_numbers(chunk_size: int) -> None:
+    names = ("f64", "f32", "f16", "bf16", ">f32")
+    assert len({piece_size(BY_NAME[n], chunk_size) // BY_NAME[n].itemsize for n in names}) == 1
 
 
 def test_default_pieces() -> None:
@@ -128,7 +139,7 @@ def test_default_pieces() -> None:
 
 def test_a_chunk_holds_at_least_one_element() -> None:
     with pytest.raises(InvalidInputError, match="c128"):
-        piece_size(BY_NAME["c128"], 15)
+        piece_size(BY_NAME["c128"], 7)
 
 
 @pytest.mark.parametrize(

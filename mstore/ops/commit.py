@@ -1,8 +1,9 @@
 """Recording a version: store the files' chunks, then publish a commit on a branch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from mstore.bases import BaseFinder
 from mstore.checks import MetadataValue
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.chunkstore import Session, StaleSessionError
@@ -76,6 +77,7 @@ def record(
     content: Content,
     description: Description,
     *,
+    bases: Sequence[Id] = (),
     threads: int | None = None,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     progress: Callable[[int], None] | None = None,
@@ -85,13 +87,20 @@ def record(
 
     When this returns, the version is durable. Raises ConflictError when the branch moved or a
     file changed meanwhile; then nothing is recorded, and what was stored serves the next try.
+    Tensors that changed are coded against those of the commits `bases`, and of the parents.
     `progress` is told how many more bytes of the files are done, `announce` the id of the commit
     before anybody can see it.
     """
     for _attempt in range(_ATTEMPTS):
         try:
             with Session(db) as session:
-                ingest = Ingest(session, threads=threads, chunk_size=chunk_size, progress=progress)
+                ingest = Ingest(
+                    session,
+                    bases=_finder(db, (*bases, *target.parents)),
+                    threads=threads,
+                    chunk_size=chunk_size,
+                    progress=progress,
+                )
                 return _record(db, session, ingest, target, content, description, announce)
         except StaleSessionError:
             # gc removed chunks this attempt relied on; the next one stores them again.
@@ -100,6 +109,10 @@ def record(
         "garbage collections kept removing what this commit relies on",
         hint="repeat the commit when no gc runs",
     )
+
+
+def _finder(db: Database, commits: Iterable[Id]) -> BaseFinder:
+    return BaseFinder(db, [db.snapshot(db.commit(commit).snapshot) for commit in commits])
 
 
 def _record(

@@ -1,0 +1,166 @@
+"""What a new tensor may be coded against: the one it was made from, in a version before.
+
+A `BaseFinder` knows which stored tensor that is, a `BaseReader` reads the chunks of it.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mstore.bulkindex import NO_ROW, Closure, as_ids, locate_with_bases
+from mstore.chunkreader import ChunkReader, MemorySink, Wanted
+from mstore.codecs.base import Base
+from mstore.codecs.words import comparable, word_type
+from mstore.database import Database
+from mstore.dtypes import BY_CODE
+from mstore.errors import MstoreError
+from mstore.ids import Id
+from mstore.layout import Tensor
+from mstore.objects import SegmentChunks, Snapshot
+
+MAX_DEPTH = 2
+"""Records that are decoded before any chunk this version writes, at most."""
+
+
+class BaseFinder:
+    """Finds the stored tensor that a new one most likely comes from, by where it is and its name.
+
+    From one thread.
+    """
+
+    def __init__(self, db: Database, snapshots: Sequence[Snapshot]) -> None:
+        """`snapshots` are the versions to look in, the most likely first."""
+        self.db = db
+        self._snapshots = snapshots
+        self._by_name: dict[str, list[SegmentChunks]] | None = None
+
+    def find(self, path: str, tensor: Tensor, piece: int) -> SegmentChunks | None:
+        """The tensor of that name in the same file of a version before, or else in any file.
+
+        It is cut into pieces of as many numbers as `tensor` is into those of `piece` bytes.
+        """
+        for snapshot in self._snapshots:
+            if (entry := snapshot.files.get(path)) is not None:
+                segments = (segment for _, segment in self.db.manifest(entry.manifest).tensors())
+                if found := _fitting(segments, tensor, piece):
+                    return found
+        if not tensor.name:
+            return None
+        if self._by_name is None:
+            self._by_name = self._named()
+        return _fitting(self._by_name.get(tensor.name, ()), tensor, piece)
+
+    def _named(self) -> dict[str, list[SegmentChunks]]:
+        """Every tensor of the versions, by name; those of the most likely version first."""
+        named: dict[str, list[SegmentChunks]] = {}
+        for snapshot in self._snapshots:
+            for entry in snapshot.files.values():
+                for tensor, segment in self.db.manifest(entry.manifest).tensors():
+                    named.setdefault(tensor.name, []).append(segment)
+        return named
+
+
+def _fitting(segments: Iterable[SegmentChunks], tensor: Tensor, piece: int) -> SegmentChunks | None:
+    """The first of the segments that has this tensor's name and can be a base for it."""
+    kind = word_type(tensor.dtype)
+    for segment in segments:
+        other = segment.tensor
+        if other is None or other.name != tensor.name or not segment.count:
+            continue
+        other_kind = word_type(other.dtype)
+        if (
+            comparable(kind, other_kind)
+            and segment.piece // other_kind.size == piece // kind.size
+            and _aligned(tensor, other)
+        ):
+            return segment
+    return None
+
+
+def _aligned(one: Tensor, other: Tensor) -> bool:
+    """Whether numbers at one place in both are at one place in the model: only rows were added."""
+    if one.order != other.order:
+        return False
+    if np.prod(one.shape, dtype=object) == np.prod(other.shape, dtype=object):
+        return True
+    if one.order == "F":
+        return one.shape[:-1] == other.shape[:-1]
+    return one.shape[1:] == other.shape[1:]
+
+
+class BaseReader:
+    """Reads chunks to code others against. Thread safe."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._reader = ChunkReader(db, threads=1)
+        self._local = threading.local()
+
+    def read(self, ids: Sequence[Id]) -> dict[Id, list[tuple[Id, Base]]]:
+        """For each of these chunks: it, its base, the base of that, and so on, as bases.
+
+        Only those that add no more than MAX_DEPTH to the depth; none of those that cannot be
+        read, for what is stored anew must not depend on what is damaged. What is read holds until
+        this thread reads again.
+        """
+        if not ids:
+            return {}
+        try:
+            return self._read(ids)
+        except MstoreError:
+            if len(ids) == 1:
+                return {ids[0]: []}
+        # One of them is damaged: the memory of the others is their own then.
+        found: dict[Id, list[tuple[Id, Base]]] = {}
+        for identifier in ids:
+            self._local.memory = None
+            found.update(self.read([identifier]))
+        return found
+
+    def _read(self, ids: Sequence[Id]) -> dict[Id, list[tuple[Id, Base]]]:
+        closure = self._db.retry(
+            lambda: locate_with_bases(self._db.chunk_indexes(), as_ids(b"".join(ids)))
+        )
+        chains = [_chain(closure, row) for row in range(len(ids))]
+        place: dict[Id, int] = {}
+        for chain in chains:
+            for row in chain:
+                place.setdefault(closure.ids[row].tobytes(), row)
+        rows = np.fromiter(place.values(), np.int64, len(place))
+        lengths = closure.rows["raw"][rows].astype(np.int64)
+        starts = np.cumsum(lengths) - lengths
+        memory = self._memory(int(lengths.sum()))
+        self._reader.read(Wanted(closure.ids[rows], starts, lengths), MemorySink(memory))
+        bases = {
+            identifier: (identifier, _base(closure, row, memory[start : start + length]))
+            for (identifier, row), start, length in zip(
+                place.items(), starts.tolist(), lengths.tolist(), strict=True
+            )
+        }
+        return {
+            identifier: [bases[closure.ids[row].tobytes()] for row in chain]
+            for identifier, chain in zip(ids, chains, strict=True)
+        }
+
+    def _memory(self, length: int) -> memoryview:
+        memory: bytearray | None = getattr(self._local, "memory", None)
+        if memory is None or len(memory) < length:
+            memory = self._local.memory = bytearray(length)
+        return memoryview(memory)[:length]
+
+
+def _chain(closure: Closure, row: int) -> list[int]:
+    """The row and those of its bases, as far as they can be bases here."""
+    chain = []
+    while row != NO_ROW:
+        found = closure.rows[row]
+        if found["depth"] < MAX_DEPTH and int(found["dtype"]) in BY_CODE:
+            chain.append(row)
+        row = int(closure.base[row])
+    return chain
+
+
+def _base(closure: Closure, row: int, raw: memoryview) -> Base:
+    found = closure.rows[row]
+    return Base(raw, BY_CODE[int(found["dtype"])], int(found["depth"]))
