@@ -122,7 +122,8 @@ class GroupCoder:
     def _decode_sparse(self, table: "Table", out: Words) -> None:
         used, length = table.sparse()
         planes = table.byte()
-        if not used <= length <= used + len(out) or planes > out.itemsize:
+        longest = used + len(out) // 255
+        if used > len(out) or not used <= length <= longest or planes > out.itemsize:
             raise CorruptDataError(f"a sparse group of {used} numbers, {length} gaps")
         places = gap_places(self._coder.decode(*table.plane(), length))
         if len(places) != used or (used and places[-1] >= len(out)):
