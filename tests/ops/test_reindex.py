@@ -1,15 +1,24 @@
 """All indexes can be made anew from packs alone."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mstore import chunkstore
+from mstore.chunkreader import ChunkReader
+from mstore.chunkstore import Session
 from mstore.database import Database
 from mstore.errors import CorruptDataError, MstoreError
+from mstore.ids import Kind, identify
 from mstore.ops import reindex as module
 from mstore.ops.reindex import reindex
+from mstore.pack import PackWriter, Record, pack_key
 from mstore.repository import Repository
 from mstore.storage.base import Storage
+from mstore.storage.memory import MemoryStorage
 
 
 def noise(seed: int, size: int = 5000) -> np.ndarray:
@@ -125,3 +134,94 @@ def test_a_damaged_root_is_no_index(filled: Repository) -> None:
     replace_object(storage, key, storage.get(key)[:-1])
     with pytest.raises(MstoreError):
         Database.open(storage)
+
+
+def chunk(number: int) -> bytes:
+    return np.random.default_rng(number).bytes(50)
+
+
+def store(db: Database, *packs: list[Record]) -> None:
+    """Each list in a pack of its own, listed by nothing."""
+    for records in packs:
+        writer = PackWriter(Kind.CHUNK)
+        for record in records:
+            writer.append(record)
+        db.storage.put(pack_key(writer.name), writer.parts)
+
+
+def depths(db: Database) -> dict[bytes, int]:
+    (index,) = db.chunk_indexes()
+    return {entry.id: entry.depth for entry in index}
+
+
+def expected_depths(records: list[Record]) -> dict[bytes, int]:
+    """The plain way: whatever can be taken is, until nothing more can be."""
+    taken: dict[bytes, int] = {}
+    for depth in range(256):
+        for one in records:
+            if one.depth == depth and (one.base is None or taken.get(one.base, 999) < depth):
+                taken.setdefault(one.id, depth)
+    return taken
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 3), st.integers(0, 2)),
+        min_size=1,
+        max_size=14,
+    ),
+    st.integers(1, 20),
+)
+def test_only_what_can_be_decoded_is_listed(
+    coded: Callable[..., Record],
+    monkeypatch: pytest.MonkeyPatch,
+    made: list[tuple[int, int, int, int]],
+    at_once: int,
+) -> None:
+    """Any records of any depths against any bases, in any packs: circles, too deep, missing."""
+    monkeypatch.setattr(module, "_ENTRIES_PER_INDEX", at_once)
+    db = Database.create(MemoryStorage(), "me")
+    packs: list[list[Record]] = [[], [], []]
+    for number, base, depth, pack in made:
+        record = coded(chunk(number), chunk(base), depth) if depth else coded(chunk(number))
+        packs[pack].append(record)
+    store(db, *packs)
+    reindex(db, author="me")
+    expected = expected_depths([record for pack in packs for record in pack])
+    assert (depths(db) if db.root.indexes else {}) == expected
+    assert all(db.storage.head(ref.key) is not None for ref in db.root.all_indexes())
+    reader = ChunkReader(db, 1)
+    for number in range(7):
+        if (identifier := identify(Kind.CHUNK, chunk(number))) in expected:
+            assert reader.read_one(identifier) == chunk(number)
+
+
+def test_a_chunk_whose_base_is_gone_can_be_stored_anew(
+    coded: Callable[..., Record], repo: Repository
+) -> None:
+    db = repo.database
+    raw, base = noise(1, 50).tobytes(), chunk(2)
+    with Session(db) as session:
+        session.append(coded(base))
+        session.publish(lambda root: root, action="test", author="me")
+    with Session(db) as session:
+        session.append(coded(raw, base, 1))
+        session.publish(lambda root: root, action="test", author="me")
+    repo.commit({"a": noise(1, 50)})
+    identifier, base_id = (identify(Kind.CHUNK, one) for one in (raw, base))
+    assert depths_of(db, identifier) == [1]
+    found = db.find(Kind.CHUNK, base_id)
+    assert found is not None
+    db.storage.delete(pack_key(found.pack))
+    assert not repo.verify().ok
+    reindex(db, author="me")
+    assert not repo.verify().ok
+    assert db.find(Kind.CHUNK, identifier) is None
+    repo.commit({"a": noise(1, 50), "b": noise(3)}, "again")
+    assert depths_of(db, identifier) == [0]
+    assert repo.verify().ok
+
+
+def depths_of(db: Database, identifier: bytes) -> list[int]:
+    return [one.depth for index in db.chunk_indexes() for one in index if one.id == identifier]
