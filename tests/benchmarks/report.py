@@ -39,8 +39,8 @@ original byte for byte."""
 
 COMMANDS = """\
 ```
-make bench-families                                  # all of this page, anew
-make bench-families BENCH='--families f32,bf16 --peers mstore,xor'
+make bench-families                                                 # all of this page, anew
+make bench-families BENCH='--families f32,bf16 --peers mstore,xor'  # only to look at
 ```
 
 The first run makes an environment of its own with PyTorch and the peers from the package registry, and
