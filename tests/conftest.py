@@ -10,7 +10,10 @@ from hypothesis import HealthCheck, settings
 from mstore import chunkreader
 from mstore.codecs.base import DeltaCodec
 from mstore.codecs.choose import Decoder
-from mstore.codecs.general import Raw
+from mstore.codecs.constant import Constant
+from mstore.codecs.delta import Delta
+from mstore.codecs.general import Raw, Zstd
+from mstore.codecs.planes import Planes
 from mstore.database import Database
 from mstore.dtypes import BY_NAME, DType
 from mstore.ids import Buffer, Id, Kind, identify
@@ -81,8 +84,9 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> Coded:
     `coded(raw)` or `coded(raw, base=raw of the base, depth=its own depth)`. What reads records
     can decode them during the test.
     """
+    codecs = (Raw(), Zstd(), Constant(), Planes(), Delta())
     for module in (chunkreader, records):
-        monkeypatch.setattr(module, "Decoder", lambda: Decoder((Raw(), Xor())))
+        monkeypatch.setattr(module, "Decoder", lambda: Decoder((*codecs, Xor())))
 
     def make(raw: bytes, base: bytes | None = None, depth: int = 0) -> Record:
         identifier, checksum = identify(Kind.CHUNK, raw), xxhash.xxh3_64_intdigest(raw)
