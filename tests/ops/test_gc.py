@@ -1,14 +1,21 @@
 """Garbage collection: what goes, what stays, and what it costs to be interrupted."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mstore import chunkstore
+from mstore.chunkstore import Session
 from mstore.database import Database
 from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, NotFoundError
-from mstore.ids import Kind
+from mstore.ids import Kind, identify
+from mstore.objects import Commit, FileEntry, Manifest, SegmentChunks, Snapshot
 from mstore.ops import gc
+from mstore.pack import Entry, Record
 from mstore.repository import Repository
+from mstore.root import Refs
 from mstore.storage.memory import MemoryStorage
 
 
@@ -291,3 +298,119 @@ def test_keep_last_is_for_one_model(repo: Repository) -> None:
     assert [one.message for one in other.log()] == ["b2", "b1", "b0"]
     assert [one.message for one in repo.log()] == ["d2"]
     assert repo.verify().ok
+
+
+def publish(db: Database, branch: str, records: Sequence[Record], raws: Sequence[bytes]) -> None:
+    """Store records, and a version of one file that consists of the chunks `raws`."""
+    ids = b"".join(identify(Kind.CHUNK, raw) for raw in raws)
+    lengths = tuple(map(len, raws))
+    segments = (SegmentChunks(sum(lengths), ids, lengths=lengths),)
+    with Session(db) as session:
+        for record in records:
+            session.append(record)
+        manifest = session.add_object(Manifest("opaque", sum(lengths), segments))
+        snapshot = session.add_object(Snapshot({"f": FileEntry(manifest, sum(lengths), False)}))
+        commit = session.add_object(Commit(snapshot, (), "me", 0, 0, branch, {}))
+        session.publish(
+            lambda root: root.with_refs(
+                "default", Refs(dict(root.refs("default").branches) | {branch: commit})
+            ),
+            action="test",
+            author="me",
+        )
+
+
+def entries(repo: Repository) -> dict[bytes, Entry]:
+    """By id the only record of each chunk."""
+    listed = [entry for index in repo.database.chunk_indexes() for entry in index]
+    found = {entry.id: entry for entry in listed}
+    assert len(found) == len(listed)
+    return found
+
+
+def chunk_ids(raws: Sequence[bytes]) -> set[bytes]:
+    return {identify(Kind.CHUNK, raw) for raw in raws}
+
+
+def test_bases_of_deleted_versions_stay(repo: Repository, coded: Callable[..., Record]) -> None:
+    """Four versions in a chain of bases; only the third stays, with the two behind it."""
+    db = repo.database
+    raws = [[noise(100, 10 * version + n).tobytes() for n in range(5)] for version in range(4)]
+    for version, chunks in enumerate(raws):
+        bases = raws[version - 1]
+        records = [
+            coded(raw, base, version) if version else coded(raw)
+            for raw, base in zip(chunks, bases, strict=True)
+        ]
+        publish(db, f"v{version}", records, chunks)
+    for version in (0, 1, 3):
+        repo.delete_branch(f"v{version}")
+    report = repo.stats()
+    assert report.chunks == 15
+    dead = report.dead
+    collected = repo.gc()
+    assert repo["v2"].files["f"].read() == b"".join(raws[2])
+    found = entries(repo)
+    assert found.keys() == chunk_ids([*raws[0], *raws[1], *raws[2]])
+    for version, chunks in enumerate(raws[:3]):
+        for identifier in chunk_ids(chunks):
+            assert found[identifier].depth == version
+    verified = repo.verify()
+    assert verified.ok
+    assert verified.chunks == 15
+    assert repo.stats().dead == 0 < dead
+    assert repo.gc().deleted == 0 < collected.deleted
+
+
+def test_records_with_bases_move_out_of_mostly_dead_packs(
+    repo: Repository, coded: Callable[..., Record]
+) -> None:
+    """They keep base and depth, be they copied alone, with their base, or without it."""
+    db = repo.database
+    base, one, two, three = (noise(3000, number).tobytes() for number in range(4))
+    waste = [coded(noise(40_000, 10 + number).tobytes()) for number in range(4)]
+    publish(db, "a", [coded(base), coded(one, base, 1), waste[0]], [one])
+    publish(db, "b", [coded(two, one, 2), waste[1]], [two])
+    publish(db, "c", [coded(three, base, 1)], [three])
+    before = entries(repo)
+    assert repo.gc().rewritten == 2
+    after = entries(repo)
+    assert after.keys() == chunk_ids([base, one, two, three])
+    for identifier, entry in after.items():
+        old = before[identifier]
+        assert (entry.depth, entry.base, entry.codec) == (old.depth, old.base, old.codec)
+    alone = identify(Kind.CHUNK, three)
+    assert after[alone].pack == before[alone].pack
+    for branch, raw in (("a", one), ("b", two), ("c", three)):
+        assert repo[branch].files["f"].read() == raw
+    assert repo.verify().ok
+
+
+def test_records_that_do_not_count_are_dead(repo: Repository, coded: Callable[..., Record]) -> None:
+    """A chunk recorded anew with no base: the old record goes, and so does its base."""
+    db = repo.database
+    raw, base = noise(500, 1).tobytes(), noise(500, 2).tobytes()
+    publish(db, "a", [coded(base), coded(raw, base, 1)], [raw])
+    assert (repo.stats().chunks, repo.stats().dead) == (2, 0)
+    publish(db, "b", [coded(raw)], [raw])
+    stats = repo.stats()
+    assert stats.chunks == 1
+    assert stats.dead > 1000
+    repo.gc()
+    assert entries(repo).keys() == chunk_ids([raw])
+    assert repo.stats().dead == 0
+    assert repo["a"].files["f"].read() == repo["b"].files["f"].read() == raw
+    assert repo.verify().ok
+
+
+def test_a_missing_base_stops_gc(repo: Repository, coded: Callable[..., Record]) -> None:
+    """As any other missing thing that is reached: nothing is deleted."""
+    db = repo.database
+    raw, base = noise(500, 1).tobytes(), noise(500, 2).tobytes()
+    publish(db, "a", [coded(base)], [base])
+    publish(db, "b", [coded(raw, base, 1)], [raw])
+    db.publish(lambda root: replace(root, indexes=root.indexes[1:]), action="test", author="me")
+    before = keys(repo)
+    with pytest.raises(CorruptDataError, match=f"{identify(Kind.CHUNK, base).hex()[:12]}.*missing"):
+        repo.gc()
+    assert keys(repo) == before
