@@ -210,6 +210,8 @@ def check_record(found: Payload, entry: Entry) -> Payload:
         raise CorruptDataError(
             f"pack {entry.pack} at byte {entry.offset}: another record than the index says"
         )
+    if seen.base is not None and seen.kind != Kind.CHUNK:
+        raise CorruptDataError(f"pack {entry.pack} at byte {entry.offset}: only chunks have bases")
     return found
 
 

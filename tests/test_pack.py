@@ -89,6 +89,14 @@ def test_a_record_with_a_base_is_written_and_read() -> None:
             read_record(storage, wrong)
 
 
+def test_only_chunks_have_bases() -> None:
+    storage, writer = MemoryStorage(), PackWriter(Kind.COMMIT)
+    entry = writer.append(replace(record(b"x", Kind.COMMIT), depth=1, base=bytes(32)))
+    storage.put(pack_key(writer.name), writer.parts)
+    with pytest.raises(CorruptDataError, match="only chunks"):
+        read_record(storage, entry)
+
+
 def test_append_stored_copies_a_record_as_it_is() -> None:
     storage, writer = stored_pack(b"first", b"second")
     other = PackWriter(Kind.CHUNK)

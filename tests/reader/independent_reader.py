@@ -83,7 +83,15 @@ def decode_planes(payload, raw_length):
     return words.astype(f">u{word}" if flags & 2 else f"<u{word}").tobytes()
 
 
-def decode(codec, payload, raw_length):
+# Codecs that need a base: number -> function of payload, raw length and raw bytes of the base.
+WITH_BASE = {}
+
+
+def decode(codec, payload, raw_length, base):
+    """The raw bytes of a payload; `base` is the raw bytes of the base, None without one."""
+    require((base is not None) == (codec in WITH_BASE), f"codec {codec} with or without a base")
+    if codec in WITH_BASE:
+        return WITH_BASE[codec](payload, raw_length, base)
     if codec == 0:
         require(len(payload) == raw_length, "raw length")
         return payload
@@ -97,7 +105,7 @@ def decode(codec, payload, raw_length):
 
 
 def read_index(data, listed):
-    """Where records lie: id -> (pack, offset, stored length, raw length, kind)."""
+    """Where records lie: id -> (depth, base, pack, offset, stored length, raw length, kind)."""
     require(len(data) >= 64 and data[:8] == b"MSTOREIX", "index magic")
     version, _, packs, count, bases = struct.unpack_from("<HHIQI", data, 8)
     checksum, check = struct.unpack_from("<QQ", data, 48)
@@ -105,13 +113,16 @@ def read_index(data, listed):
     require(checksum == xxh3_64_intdigest(data[64:]), "index checksum")
     keys = 64 + 40 * packs
     require(len(data) == keys + 64 * count + 32 * bases and count == listed, "index size")
+    tables = keys + 64 * count
     names = [data[at : at + 40].rstrip(b"\0").decode() for at in range(64, keys, 40)]
     places = {}
     for number in range(count):
         row = struct.unpack_from("<24sQIIIIfBBBB", data, keys + 8 * count + 56 * number)
-        require(row[2] < packs, "row names no pack")
+        at, depth = tables + 32 * (row[5] - 1), row[10]
+        require(row[2] < packs and row[5] <= bases and (row[5] > 0) == (depth > 0), "row")
+        base = data[at : at + 32] if row[5] else b""
         identifier = data[keys + 8 * number : keys + 8 * number + 8][::-1] + row[0]
-        places[identifier] = names[row[2]], row[1], row[3], row[4], row[8]
+        places[identifier] = depth, base, names[row[2]], row[1], row[3], row[4], row[8]
     return places
 
 
@@ -133,7 +144,10 @@ class Repository:
         require(found == number, "root number")
         self.places = {}
         for name, count, _ in chunks + metadata:
-            self.places |= read_index(self.get(f"indexes/{name}"), count)
+            for identifier, place in read_index(self.get(f"indexes/{name}"), count).items():
+                # The least depth counts, among equals what is listed last.
+                if identifier not in self.places or place[0] <= self.places[identifier][0]:
+                    self.places[identifier] = place
 
     def get(self, key):
         return (self.directory / key).read_bytes()
@@ -143,22 +157,24 @@ class Repository:
         refs = self.models[model]
         return refs["branches"].get(name) or refs["tags"][name]
 
-    def read(self, kind, identifier):
-        """The raw bytes of one thing, checked against its id."""
+    def read(self, kind, identifier, below=256):
+        """The raw bytes of one thing, checked against its id; its depth must be `below` that."""
         require(identifier in self.places, f"{KINDS[kind]} {identifier.hex()} is missing")
-        pack, offset, stored, raw_length, listed = self.places[identifier]
-        require(listed == kind, "kind")
+        depth, base, pack, offset, stored, raw_length, listed = self.places[identifier]
+        require(listed == kind and depth < (below if kind == CHUNK else 1), "kind or depth")
         data = self.get(f"packs/{pack}")
         magic, version, metadata, check = struct.unpack_from("<8sHHI", data)
         require(magic == b"MSTOREPK" and check == low32(data[:12]), "pack header")
         require(version <= 1 and metadata == (kind != CHUNK), "pack header")
-        require(len(data) >= offset + 64 + stored, "record is cut short")
+        payload = offset + 64 + len(base)
+        require(len(data) >= payload + stored, "record is cut short")
         record = struct.unpack_from("<4sBBBBIIQ32sfI", data, offset)
-        magic, found, codec, _, depth, *lengths, checksum, found_id, _, check = record
-        require(magic == b"mREC" and check == low32(data[offset : offset + 60]), "record header")
-        require(depth == 0, "base of a newer format")
+        magic, found, codec, _, level, *lengths, checksum, found_id, _, check = record
+        require(magic == b"mREC" and check == low32(data[offset : offset + 60] + base), "header")
+        require(level == depth and data[offset + 64 : payload] == base, "base")
         require([found, found_id, *lengths] == [kind, identifier, stored, raw_length], "record")
-        raw = decode(codec, data[offset + 64 : offset + 64 + stored], raw_length)
+        base_raw = self.read(CHUNK, base, depth) if depth else None
+        raw = decode(codec, data[payload : payload + stored], raw_length, base_raw)
         require(len(raw) == raw_length and xxh3_64_intdigest(raw) == checksum, "record checksum")
         context = f"mstore v1 {KINDS[kind]}"
         require(blake3(raw, derive_key_context=context).digest() == identifier, "id")

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 
 import mstore
+from mstore.chunkstore import Session
+from mstore.database import Database
 from mstore.dtypes import BY_CODE
 from mstore.errors import MstoreError
-from mstore.ids import Kind
-from mstore.pack import scan
+from mstore.ids import Kind, identify
+from mstore.objects import Commit, FileEntry, Manifest, SegmentChunks, Snapshot
+from mstore.pack import Record, scan
+from mstore.root import Refs
 
 TESTS = Path(__file__).parents[1]
 GOLDEN = TESTS / "golden" / "repository"
@@ -177,6 +182,60 @@ def test_independent_reader_restores_new_repositories(seed: int, tmp_path: Path)
         repo[name].checkout(tmp_path / f"mine-{name}")
         assert listing(out) == listing(tmp_path / f"mine-{name}")
     assert listing(tmp_path / "out-main") == listing(tmp_path / "work5")
+
+
+def store_chunks(db: Database, records: list[Record], raws: list[bytes]) -> None:
+    """A version of branch main whose one file is these chunks."""
+    lengths = tuple(map(len, raws))
+    ids = b"".join(identify(Kind.CHUNK, raw) for raw in raws)
+    segments = (SegmentChunks(sum(lengths), ids, lengths=lengths),)
+    with Session(db) as session:
+        for record in records:
+            session.append(record)
+        manifest = session.add_object(Manifest("opaque", sum(lengths), segments))
+        snapshot = session.add_object(Snapshot({"f": FileEntry(manifest, sum(lengths))}))
+        refs = Refs({"main": session.add_object(Commit(snapshot, (), "me", 0, 0, "", {}))})
+        session.publish(lambda root: root.with_refs("default", refs), action="", author="")
+
+
+def test_independent_reader_decodes_bases(
+    coded: Callable[..., Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A codec of the test's own, and several records of one chunk, of which the right one counts."""
+
+    def xor(payload: bytes, length: int, base: bytes) -> bytes:
+        return bytes(a ^ b for a, b in zip(payload, base, strict=True))
+
+    monkeypatch.setitem(reader.WITH_BASE, 200, xor)
+    db = mstore.init(tmp_path / "repo", bare=True).database
+    a, b, c, d = (random.Random(seed).randbytes(100) for seed in range(4))
+    writers = [Session(db) for _ in range(2)]
+    store_chunks(db, [coded(a), coded(b, a, 1), coded(c, b, 2), coded(d, c, 3)], [d])
+    for number, (session, records) in enumerate(
+        zip(writers, ([coded(b)], [coded(a), coded(c, a, 1)]), strict=True)
+    ):
+        with session:
+            for record in records:
+                session.append(record)
+            session.publish(lambda root: root, action=f"{number}", author="")
+    (tmp_path / "out").mkdir()
+    reader.restore(tmp_path / "repo", "default", "main", tmp_path / "out")
+    assert (tmp_path / "out" / "f").read_bytes() == d
+    found = reader.Repository(tmp_path / "repo")
+    assert [found.places[identify(Kind.CHUNK, raw)][0] for raw in (a, b, c, d)] == [0, 0, 1, 3]
+
+
+def test_independent_reader_refuses_circles(
+    coded: Callable[..., Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Session, "_check_relied", lambda *_: None)
+    db = mstore.init(tmp_path / "repo", bare=True).database
+    store_chunks(db, [coded(b"one", b"two", 1), coded(b"two", b"one", 1)], [b"one"])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(reader.RefusedError, match="depth"):
+        reader.restore(tmp_path / "repo", "default", "main", tmp_path / "out")
+    with pytest.raises(MstoreError, match="circle"):
+        mstore.open(tmp_path / "repo")["main"].checkout(tmp_path / "mine")
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="file names are always text there")
