@@ -99,3 +99,10 @@ class DeltaCodec(ABC):
 
         Raises as `Codec.decode` does, also when `base` cannot be the one it was coded against.
         """
+
+    def check(self, payload: memoryview, base: memoryview, out: memoryview) -> None:
+        """Decode what this codec has just encoded, with this base; raises as `decode` does.
+
+        A codec may use again what it worked out for encoding, if it can show that to be right.
+        """
+        self.decode(payload, base, out)

@@ -93,7 +93,7 @@ class Encoder:
         self._planes = planes or Planes()
         self._zstd = zstd or Zstd()
         self._delta = delta or Delta()
-        self._decoder = Decoder((self._constant, self._planes, self._zstd, self._delta))
+        self._decoder = Decoder((self._constant, self._planes, self._zstd))
         self._payload = Scratch()
         self._decoded = Scratch()
         self.rejected = 0
@@ -179,7 +179,10 @@ class Encoder:
         """Whether `encoded` decodes to `length` bytes whose XXH3-64 is `checksum`."""
         decoded = self._decoded.array(length, np.dtype(np.uint8)).data
         try:
-            self._decoder.decode(encoded.codec, self._joined(encoded), decoded, base)
+            if base is not None:
+                self._delta.check(self._joined(encoded), base, decoded)
+            else:
+                self._decoder.decode(encoded.codec, self._joined(encoded), decoded)
         except Exception:
             # Whatever goes wrong in there, the raw bytes are at hand and are the safe choice.
             return False

@@ -67,6 +67,7 @@ class Delta(DeltaCodec):
     def __init__(self) -> None:
         self._groups = GroupCoder()
         self._sorter = Sorter()
+        self._order: Order | None = None
         self._planes = Planes()
         self._base, self._words, self._sorted, self._key = (Scratch() for _ in range(4))
 
@@ -79,6 +80,7 @@ class Delta(DeltaCodec):
         if not comparable(kind, base_kind) or not count or len(raw) % kind.size:
             return None
         against = self._cast_base(base, base_kind, kind, count)
+        self._order = None
         words = self._words.array(count, kind.native)
         words[:] = np.frombuffer(raw, kind.stored, count)
         keys = self._keys(against, kind)
@@ -91,7 +93,7 @@ class Delta(DeltaCodec):
         flags = 0
         if keys is not None and pays_to_order(words, keys):
             flags = ORDERED
-            order = self._sorter.order(keys)
+            order = self._order = self._sorter.order(keys)
             np.take(words, order.places, out=scratch, mode="clip")
             self._encode_groups(scratch, order, table, streams)
         else:
@@ -102,6 +104,16 @@ class Delta(DeltaCodec):
 
     def decode(self, payload: memoryview, base: memoryview, out: memoryview) -> None:
         """Add the differences to the base; every length is checked before it is used."""
+        self._order = None
+        self._decode(payload, base, out)
+
+    def check(self, payload: memoryview, base: memoryview, out: memoryview) -> None:
+        """As `decode`, but the order is not made again if that made for encoding is right."""
+        if self._order is not None and not self._order.is_right():
+            self._order = None
+        self._decode(payload, base, out)
+
+    def _decode(self, payload: memoryview, base: memoryview, out: memoryview) -> None:
         if len(payload) < _HEAD.size:
             raise CorruptDataError("the header of a chunk of differences is cut short")
         code, base_code, flags, count, table_size, rest_size = _HEAD.unpack_from(payload)
@@ -123,7 +135,7 @@ class Delta(DeltaCodec):
         if flags & ORDERED:
             if (keys := self._keys(against, kind)) is None:
                 raise CorruptDataError("integers are said to be ordered by exponent")
-            order = self._sorter.order(keys)
+            order = self._order or self._sorter.order(keys)
             self._decode_groups(table, order, scratch)
             words[order.places] = scratch
         else:
