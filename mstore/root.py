@@ -45,11 +45,26 @@ class Refs:
 
 
 @dataclass(frozen=True, slots=True)
+class SketchRef:
+    """An object of sketches that the root lists: its name, how many it has, its size in bytes."""
+
+    name: str
+    count: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        """The storage key."""
+        return f"sketches/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Root:
     """The state of a repository after one operation.
 
     `indexes` lists the live indexes of chunks, `metadata_indexes` those of metadata; `condemned`
-    and `doomed` are keys of stored objects on their way out (see `ops.gc`). `forgotten` are commits
+    and `doomed` are keys of stored objects on their way out (see `ops.gc`), `sketches` lists what
+    similar tensors are found by (see `sketches`). `forgotten` are commits
     that others name as parents but that are not kept any more. `nonce` tells two writers'
     attempts apart; `time` is microseconds since 1970-01-01 UTC. `restores` is the number
     of the root whose refs an undo brought back, else None.
@@ -65,6 +80,7 @@ class Root:
     models: Mapping[str, Refs]
     indexes: tuple[IndexRef, ...] = ()
     metadata_indexes: tuple[IndexRef, ...] = ()
+    sketches: tuple[SketchRef, ...] = ()
     condemned: frozenset[str] = frozenset()
     doomed: frozenset[str] = frozenset()
     forgotten: frozenset[Id] = frozenset()
@@ -100,8 +116,11 @@ class Root:
 
 def encode(root: Root) -> bytes:
     """The bytes of a root as stored: magic, version, checksum, compressed msgpack."""
+    # Left out when there are none, as before there were any.
+    sketches = {"sketches": [_encode_index(ref) for ref in root.sketches]} if root.sketches else {}
     body = pack(
         {
+            **sketches,
             "action": root.action,
             "author": check_text("the author", root.author),
             "condemned": sorted(root.condemned),
@@ -179,6 +198,7 @@ def _root_from_map(fields: dict[str, Any]) -> Root:
         },
         indexes=tuple(_index(row) for row in typed(fields["indexes"], list)),
         metadata_indexes=tuple(_index(row) for row in typed(fields["metadata_indexes"], list)),
+        sketches=tuple(_sketches(row) for row in typed(fields.get("sketches", []), list)),
         condemned=frozenset(typed(key, str) for key in typed(fields["condemned"], list)),
         doomed=frozenset(typed(key, str) for key in typed(fields["doomed"], list)),
         forgotten=frozenset(checked_id(commit) for commit in typed(fields["forgotten"], list)),
@@ -195,7 +215,12 @@ def _index(row: Sequence[object]) -> IndexRef:
     return IndexRef(typed(name, str), checked_size(count), checked_size(size))
 
 
-def _encode_index(ref: IndexRef) -> list[object]:
+def _sketches(row: Sequence[object]) -> SketchRef:
+    name, count, size = row
+    return SketchRef(typed(name, str), checked_size(count), checked_size(size))
+
+
+def _encode_index(ref: IndexRef | SketchRef) -> list[object]:
     return [ref.name, ref.count, ref.size]
 
 

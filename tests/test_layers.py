@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
     },
     {"storage", "formats", "codecs", "chunking"},
     {"pack", "index", "objects", "root", "rootlog"},
-    {"bulkindex", "readplan", "database"},
+    {"bulkindex", "readplan", "database", "sketches"},
     {
         "sources",
         "chunkreader",
