@@ -4,7 +4,7 @@ A `BaseFinder` knows which stored tensor that is, a `BaseReader` reads the chunk
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mstore.database import Database
 from mstore.dtypes import BY_CODE
 from mstore.errors import MstoreError
 from mstore.ids import Id
+from mstore.index import Index
 from mstore.layout import Tensor
 from mstore.objects import SegmentChunks, Snapshot
 
@@ -92,9 +93,11 @@ def _aligned(one: Tensor, other: Tensor) -> bool:
 class BaseReader:
     """Reads chunks to code others against. Thread safe."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, indexes: Callable[[], list[Index]] | None = None) -> None:
+        """`indexes` as for `ChunkReader`."""
         self._db = db
-        self._reader = ChunkReader(db, threads=1)
+        self._indexes = indexes or db.chunk_indexes
+        self._reader = ChunkReader(db, 1, self._indexes)
         self._local = threading.local()
 
     def read(self, ids: Sequence[Id]) -> dict[Id, list[tuple[Id, Base]]]:
@@ -119,9 +122,7 @@ class BaseReader:
         return found
 
     def _read(self, ids: Sequence[Id]) -> dict[Id, list[tuple[Id, Base]]]:
-        closure = self._db.retry(
-            lambda: locate_with_bases(self._db.chunk_indexes(), as_ids(b"".join(ids)))
-        )
+        closure = self._db.retry(lambda: locate_with_bases(self._indexes(), as_ids(b"".join(ids))))
         chains = [_chain(closure, row) for row in range(len(ids))]
         place: dict[Id, int] = {}
         for chain in chains:

@@ -24,6 +24,7 @@ from mstore.codecs.choose import Decoder
 from mstore.database import Database
 from mstore.errors import CorruptDataError, NotFoundError
 from mstore.ids import ID_SIZE, Id, Kind
+from mstore.index import Index
 from mstore.pack import check_raw, decode_record
 from mstore.readplan import ChunkPlan, plan_chunks
 
@@ -103,9 +104,16 @@ class ChunkReader:
     what they need.
     """
 
-    def __init__(self, db: Database, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        db: Database,
+        threads: int | None = None,
+        indexes: Callable[[], list[Index]] | None = None,
+    ) -> None:
+        """`indexes` gives the indexes to look chunks up in, those of the database by default."""
         self.db = db
         self.threads = threads or default_threads()
+        self._indexes = indexes or db.chunk_indexes
         self._local = threading.local()
 
     def read(self, wanted: Wanted, sink: Sink, progress: Progress | None = None) -> None:
@@ -140,7 +148,7 @@ class ChunkReader:
     def read_one(self, identifier: Id) -> bytes:
         """The raw bytes of one chunk; raises CorruptDataError as `read` does."""
         ids = as_ids(identifier)
-        plan = self.db.retry(lambda: plan_chunks(self.db.chunk_indexes(), ids))
+        plan = self.db.retry(lambda: plan_chunks(self._indexes(), ids))
         length = int(plan.raw[np.argmax(np.diff(plan.starts))])
         out = bytearray(length)
         one = Wanted(ids, np.zeros(1, np.int64), np.array([length]))
@@ -148,7 +156,7 @@ class ChunkReader:
         return bytes(out)
 
     def _plan(self, wanted: Wanted) -> ChunkPlan:
-        plan = plan_chunks(self.db.chunk_indexes(), wanted.ids)
+        plan = plan_chunks(self._indexes(), wanted.ids)
         lengths = np.repeat(plan.raw, np.diff(plan.starts))
         if (wrong := np.flatnonzero(lengths != wanted.lengths[plan.wanted])).size:
             identifier = wanted.ids[plan.wanted[wrong[0]]].tobytes().hex()[:12]
