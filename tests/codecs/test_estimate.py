@@ -30,10 +30,10 @@ def versions(case: str, seed: int) -> tuple[str, bytes, str, bytes]:
         moved = old + (2e-5 * rng.normal(0, 1, COUNT)).astype(np.float32)
         return "f32", moved.tobytes(), "f32", old.tobytes()
     if case == "eight exponents":
-        # As many of each exponent, so that Huffman's code reaches the entropy.
+        # The upper bits of an exponent tell its lowest, and each is as likely.
         numbers = rng.uniform(-1, 1, COUNT)
         numbers += np.sign(numbers)
-        numbers *= 2.0 ** rng.integers(0, 8, COUNT)
+        numbers *= 2.0 ** rng.choice([-7, -4, -3, 0, 1, 4, 5, 8], COUNT)
         wide = numbers.astype(np.float32)
         return "f32", wide.tobytes(), "f32", (wide * np.float32(1.001)).tobytes()
     if case == "sparse f32":
