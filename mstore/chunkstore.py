@@ -7,20 +7,25 @@ names its indexes in a new root; what a failed or killed session stored is garba
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
 from mstore.bulkindex import as_ids, columns, locate, locate_with_bases, merge
 from mstore.codecs import general
 from mstore.database import Database
-from mstore.errors import NotFoundError, StorageError
+from mstore.errors import MstoreError, NotFoundError, StorageError
 from mstore.ids import Buffer, Id, Kind
 from mstore.index import Index, IndexRef, encode_entries, new_index_name
 from mstore.objects import MetadataObject, encode_object
 from mstore.pack import Entry, PackWriter, Payload, Record, pack_key
-from mstore.root import Root
+from mstore.root import Root, SketchRef
+from mstore.sketches import Files, Rows, file_row, merge_sketches, store_sketches
 from mstore.storage.base import Storage
+
+Ref = TypeVar("Ref", bound=IndexRef | SketchRef)
 
 PACK_SIZE = 32 << 20
 """Packs are stored when they have grown to this many bytes."""
@@ -94,6 +99,9 @@ class Session:
         self._puts: list[Future[bool]] = []
         self._chunks = _Shelf(self, Kind.CHUNK)
         self._metadata = _Shelf(self, Kind.COMMIT)
+        self._files: list[Files] = []
+        self._sketches: list[Rows] = []
+        self._sketch_refs: list[SketchRef] = []
 
     def __enter__(self) -> "Session":
         return self
@@ -103,9 +111,10 @@ class Session:
 
     @property
     def stored(self) -> int:
-        """Bytes of packs and indexes handed to the storage so far."""
+        """Bytes of packs, indexes and sketches handed to the storage so far."""
         refs = (*self._chunks.refs, *self._metadata.refs)
-        return self.stored_packs + sum(ref.size for ref in refs)
+        sketches = sum(ref.size for ref in self._sketch_refs)
+        return self.stored_packs + sum(ref.size for ref in refs) + sketches
 
     @property
     def stored_packs(self) -> int:
@@ -130,6 +139,10 @@ class Session:
                     shelf.claimed.add(identifier)
                 answers.append(ours)
         return answers
+
+    def chunk_indexes(self) -> list[Index]:
+        """The indexes of the repository, and before them those that this session has stored."""
+        return [*reversed(self._chunks.indexes), *self.db.chunk_indexes()]
 
     def append(self, record: Record) -> None:
         """Add an encoded chunk that was claimed. From one thread, in the order of reading.
@@ -158,6 +171,13 @@ class Session:
         shelf.claimed.add(identifier)
         return identifier
 
+    def add_sketches(self, manifest: Id, model: str, path: str, rows: Rows) -> None:
+        """Keep sketches of tensors in a file of `model`; which file is filled in here."""
+        rows = rows.copy()
+        rows["file"] = len(self._files)
+        self._files.append(file_row(manifest, model, path))
+        self._sketches.append(rows)
+
     def put_later(self, key: str, parts: Sequence[Buffer]) -> None:
         """Store a pack in the background; few at once, so that memory stays bounded."""
         if len(self._puts) >= _PUTS_AT_ONCE:
@@ -185,7 +205,9 @@ class Session:
         something this session stored or relied on.
         """
         self.store()
+        self._store_sketches()
         self.db.refresh()
+        merged_sketches = self._merge_sketches((*self.db.root.sketches, *self._sketch_refs))
         merges = (
             self._merge((*self.db.root.indexes, *self._chunks.refs)),
             self._merge((*self.db.root.metadata_indexes, *self._metadata.refs)),
@@ -195,11 +217,15 @@ class Session:
             self._check_relied(root)
             indexes = self._with_new(root, root.indexes, self._chunks.refs, merges[0])
             metadata = self._with_new(root, root.metadata_indexes, self._metadata.refs, merges[1])
-            keys = {ref.key for ref in (*indexes, *metadata)}
+            # Sketches are advice: without those that gc took, the commit is whole.
+            new_sketches = [ref for ref in self._sketch_refs if self._is_safe(root, ref.key)]
+            sketches = self._with_new(root, root.sketches, new_sketches, merged_sketches)
+            keys = {ref.key for ref in (*indexes, *metadata)} | {ref.key for ref in sketches}
             keys.update(self._chunks.pack_keys, self._metadata.pack_keys)
             # What is named here is no longer on its way out.
             rescued = replace(root, condemned=root.condemned - keys)
-            return replace(change(rescued), indexes=indexes, metadata_indexes=metadata)
+            changed = replace(change(rescued), indexes=indexes, metadata_indexes=metadata)
+            return replace(changed, sketches=sketches)
 
         return self.db.publish(apply, action=action, author=author)
 
@@ -215,21 +241,40 @@ class Session:
         merged = store_index(self.db.storage, merge(opened, [None] * len(opened)))
         return {ref.name for ref in chosen}, merged
 
+    def _store_sketches(self) -> None:
+        """Make the sketches durable; where they cannot be stored, do without them."""
+        if self._sketches:
+            files, rows = np.concatenate(self._files), np.concatenate(self._sketches)
+            with suppress(MstoreError):
+                self._sketch_refs.append(store_sketches(self.db.storage, files, rows))
+            self._sketches.clear()
+
+    def _merge_sketches(self, refs: Sequence[SketchRef]) -> "tuple[set[str], SketchRef] | None":
+        """As `_merge`, for sketches."""
+        if not (chosen := choose_merge(refs)):
+            return None
+        try:
+            merged = store_sketches(self.db.storage, *merge_sketches(self.db.storage, chosen))
+        except MstoreError:
+            return None
+        return {ref.name for ref in chosen}, merged
+
     def _with_new(
         self,
         root: Root,
-        listed: tuple[IndexRef, ...],
-        new: Sequence[IndexRef],
-        merged: "tuple[set[str], IndexRef] | None",
-    ) -> tuple[IndexRef, ...]:
-        """The indexes to list: those listed and the new ones, or their merger where it holds."""
-        refs = (*listed, *new)
+        listed: tuple[Ref, ...],
+        new: Sequence[Ref],
+        merged: "tuple[set[str], Ref] | None",
+    ) -> tuple[Ref, ...]:
+        """What to list: what is listed and what is new, or their merger where it holds."""
+        refs: tuple[Ref, ...] = (*listed, *new)
         # A merger stands in for its inputs only while all of them are listed.
         if merged is None or not merged[0] <= {ref.name for ref in refs}:
             return refs
         if not self._is_safe(root, merged[1].key):
             return refs
-        return (*(ref for ref in refs if ref.name not in merged[0]), merged[1])
+        kept = tuple(ref for ref in refs if ref.name not in merged[0])
+        return (*kept, merged[1])
 
     def _check_relied(self, root: Root) -> None:
         """Raise StaleSessionError unless all this session stored or relies on is there to stay."""
@@ -278,16 +323,16 @@ def store_index(storage: Storage, parts: list[Buffer]) -> IndexRef:
     return ref
 
 
-def choose_merge(refs: Iterable[IndexRef]) -> list[IndexRef]:
-    """The indexes to merge so that few remain, each record being merged few times.
+def choose_merge(refs: Iterable[Ref]) -> list[Ref]:
+    """The indexes (or sketches) to merge so that few remain, each record being merged few times.
 
     Indexes are of one level when their sizes are within a factor of four; four of one level
     become one of the next (a log-structured merge). Returns none when nothing is due.
     """
-    levels: dict[int, list[IndexRef]] = {}
+    levels: dict[int, list[Ref]] = {}
     for ref in refs:
         levels.setdefault((max(ref.count, 1).bit_length() - 1) // 2, []).append(ref)
-    chosen: list[IndexRef] = []
+    chosen: list[Ref] = []
     for level in range(max(levels, default=0) + 1):
         members = levels.get(level, [])
         # What was chosen below becomes one more member of this level.

@@ -104,6 +104,14 @@ def fingerprint(name: str) -> int:
     return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogateescape"))
 
 
+def file_row(manifest: Id, model: str, path: str) -> Files:
+    """One file that sketches are of, shape (1,): its manifest, and where it was committed."""
+    row = np.empty(1, FILE_DTYPE)
+    row["manifest"] = np.frombuffer(manifest, np.uint8)
+    row["model"], row["path"] = fingerprint(model), fingerprint(path)
+    return row
+
+
 def values_of(samples: NDArray[np.uint16]) -> Values:
     """The values of sketches, shape (…, n) as `samples`."""
     values: Values = (samples.astype(np.uint32) << 16).view(np.float32)
@@ -193,7 +201,7 @@ class Sketches:
         return CorruptDataError(f"sketches {self.name} are malformed", hint="run: mstore gc")
 
 
-def store(storage: Storage, files: Files, rows: Rows) -> SketchRef:
+def store_sketches(storage: Storage, files: Files, rows: Rows) -> SketchRef:
     """Store an object with these rows; returns how the root refers to it."""
     parts = encode(files, rows)
     count = Sketches("new", memoryview(b"".join(parts))).count
@@ -222,7 +230,7 @@ def encode(files: Files, rows: Rows) -> list[Buffer]:
     return [head + xxhash.xxh3_64_digest(head)[::-1], *body]
 
 
-def merge(storage: Storage, refs: Sequence[SketchRef]) -> tuple[Files, Rows]:
+def merge_sketches(storage: Storage, refs: Sequence[SketchRef]) -> tuple[Files, Rows]:
     """The files and rows of these objects; what is damaged or gone is left out.
 
     Raises UnsupportedVersionError when one is of a newer format: its rows are not ours to drop.
