@@ -124,8 +124,10 @@ class Encoder:
         if constant is not None or dtype is None or not bases or not raw:
             return constant or self._choose_own(raw, dtype)
         number, share = self._choose_base(raw, dtype, bases)
+        if number is None:
+            return self._choose_own(raw, dtype)
         own_share = self._own_share(raw, dtype)
-        if number is None or share > own_share / _SURE:
+        if own_share and share > own_share / _SURE:
             return self._choose_own(raw, dtype)
         delta = self._encode_delta(raw, dtype, bases, number)
         taken = delta.stored + _BASE_BYTES if delta else len(raw)
@@ -149,21 +151,23 @@ class Encoder:
     ) -> tuple[int | None, float]:
         """The best base, and the part of `raw` that the differences from it will take."""
         kind = word_type(dtype)
-        best, best_share, least = None, 1.0, 1.0
+        best, best_share, least = None, 1.0, (1.0, 0)
         for number, base in enumerate(bases):
             base_kind = word_type(base.dtype)
-            if not comparable(kind, base_kind) or len(raw) % kind.size or not base.raw:
+            if not comparable(kind, base_kind) or len(raw) % kind.size:
+                continue
+            if len(base.raw) < base_kind.size:
                 continue
             share = delta_share(raw, kind, base.raw, base_kind)
-            if share * (1 + _DEPTH_COST * base.depth) < least:
-                best, best_share = number, share
-                least = share * (1 + _DEPTH_COST * base.depth)
+            # Of equal shares, even of nothing, that of the lesser depth is taken.
+            cost = share * (1 + _DEPTH_COST * base.depth), base.depth
+            if cost < least:
+                best, best_share, least = number, share, cost
         return best, best_share
 
     def _own_share(self, raw: memoryview, dtype: DType) -> float:
-        """The part of `raw` that an encoding without a base will take."""
-        share = own_share(raw, word_type(dtype))
-        return min(share, self._zstd_estimate(raw) / len(raw)) if len(raw) >= _TINY else share
+        """The part of `raw` that an encoding without a base will take; 0 if it is too short."""
+        return min(own_share(raw, word_type(dtype)), self._zstd_estimate(raw) / len(raw))
 
     def _encode_delta(
         self, raw: memoryview, dtype: DType, bases: Sequence[Base], number: int
