@@ -15,16 +15,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mstore.bulkindex import check_rows, columns, merge
-from mstore.chunkstore import Session, StaleSessionError, store_index
+from mstore.bulkindex import check_rows, columns
+from mstore.chunkstore import Session, StaleSessionError
 from mstore.database import Database
 from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, MstoreError
 from mstore.ids import Id, Kind
-from mstore.index import Index, IndexRef
 from mstore.ops.marks import Marks, Reached
-from mstore.pack import RECORD_HEADER_SIZE, pack_key, read_record
+from mstore.ops.rewrite import Limits, Shelf, delete_condemned
+from mstore.pack import pack_key
 from mstore.root import Root
 
 _ATTEMPTS = 20
@@ -63,26 +62,11 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shelf:
-    """The plan for one kind of packs: the listed indexes, which rows live, which packs to copy."""
-
-    refs: tuple[IndexRef, ...]
-    marks: Marks
-    live: dict[str, int]
-    rewrite: frozenset[str]
-
-    @property
-    def changes(self) -> bool:
-        """Whether the list of indexes must change: a listed row is dead or moves."""
-        return bool(self.rewrite) or not all(mask.all() for mask in self.marks.masks)
-
-
-@dataclass(frozen=True, slots=True)
 class _Plan:
     root: Root
     sizes: dict[str, int]
-    chunks: _Shelf
-    metadata: _Shelf
+    chunks: Shelf
+    metadata: Shelf
     commits: int
     lost: tuple[LostCommit, ...]
     forgotten: frozenset[Id]
@@ -129,7 +113,7 @@ def collect(
             f"others recorded something during each of {_ATTEMPTS} attempts; nothing was deleted",
             hint="run gc again when less is committed",
         )
-    _delete(db, author)
+    delete_condemned(db, author)
     return _report(plan, leftovers=db.storage.sweep(), copied=copied)
 
 
@@ -143,14 +127,15 @@ def _plan(db: Database, root: Root, keep_last: int | None, model: str | None) ->
     sizes = {
         info.key: info.size for prefix in ("packs/", "indexes/") for info in db.storage.list(prefix)
     }
-    chunks = _shelf(root.indexes, reached.chunks, sizes)
-    metadata = _shelf(root.metadata_indexes, reached.metadata, sizes)
-    needed = {pack_key(name) for shelf in (chunks, metadata) for name in shelf.live} - {
-        pack_key(name) for shelf in (chunks, metadata) for name in shelf.rewrite
-    }
-    for shelf in (chunks, metadata):
-        if not shelf.changes:
-            needed.update(ref.key for ref in shelf.refs)
+    limits = Limits(_MIN_LIVE, _SMALL_PACK, _MANY_SMALL_PACKS)
+    chunks, metadata = (
+        Shelf.plan(refs, marks.indexes, marks.masks, sizes, limits)
+        for refs, marks in (
+            (root.indexes, reached.chunks),
+            (root.metadata_indexes, reached.metadata),
+        )
+    )
+    needed = chunks.needed() | metadata.needed()
     return _Plan(
         root=root,
         sizes=sizes,
@@ -187,22 +172,6 @@ def _newest(db: Database, tip: Id, count: int) -> Iterable[Id]:
     return [tip, *(identifier for identifier, _ in ancestry if identifier != tip)][:count]
 
 
-def _shelf(refs: tuple[IndexRef, ...], marks: Marks, sizes: dict[str, int]) -> _Shelf:
-    live: dict[str, int] = {}
-    for index, mask in zip(marks.indexes, marks.masks, strict=True):
-        rows = columns(index)[1][mask]
-        stored = rows["stored"].astype(np.int64) + RECORD_HEADER_SIZE + 32 * (rows["depth"] > 0)
-        for number, total in enumerate(np.bincount(rows["pack"], stored, len(index.packs))):
-            if total:
-                name = index.packs[number]
-                live[name] = live.get(name, 0) + int(total)
-    small = [name for name in live if sizes.get(pack_key(name), 0) < _SMALL_PACK]
-    rewrite = {name for name in live if live[name] < _MIN_LIVE * sizes.get(pack_key(name), 0)}
-    if len(small) >= _MANY_SMALL_PACKS:
-        rewrite.update(small)
-    return _Shelf(refs, marks, live, frozenset(rewrite))
-
-
 def _lost_commits(db: Database, marks: Marks) -> Iterable[LostCommit]:
     for index, mask in zip(marks.indexes, marks.masks, strict=True):
         dead = ~mask & (columns(index)[1]["kind"] == Kind.COMMIT)
@@ -222,9 +191,9 @@ def _rewrite(
 ) -> tuple[Root, int]:
     """Store the new packs and indexes; returns the root of step 2 and the bytes written."""
     for shelf in (plan.chunks, plan.metadata):
-        _copy_live(db, session, shelf, progress)
+        shelf.copy(db.storage, session, progress)
     copied_chunks, copied_metadata = session.store()
-    trimmed = [_trimmed(db, shelf) for shelf in (plan.chunks, plan.metadata)]
+    trimmed = [shelf.trimmed(db.storage) for shelf in (plan.chunks, plan.metadata)]
     changed = replace(
         plan.root,
         indexes=(*trimmed[0], *copied_chunks),
@@ -237,61 +206,8 @@ def _rewrite(
     return changed, session.stored_packs + sum(new.values())
 
 
-def _copy_live(
-    db: Database, session: Session, shelf: _Shelf, progress: Callable[[int], None] | None
-) -> None:
-    """Append every live record of the packs to be rewritten, pack by pack in order."""
-    for index, mask in zip(shelf.marks.indexes, shelf.marks.masks, strict=True):
-        table = columns(index)[1]
-        rows = np.flatnonzero(mask & _in_packs(index, shelf.rewrite))
-        for row in rows[np.lexsort((table["offset"][rows], table["pack"][rows]))]:
-            entry = index.entry(int(row))
-            session.append_stored(read_record(db.storage, entry))
-            if progress is not None:
-                progress(entry.record_size)
-
-
-def _trimmed(db: Database, shelf: _Shelf) -> tuple[IndexRef, ...]:
-    """The shelf's indexes, less the rows that are dead or were copied elsewhere."""
-    if not shelf.changes:
-        return shelf.refs
-    keep = [
-        mask & ~_in_packs(index, shelf.rewrite)
-        for index, mask in zip(shelf.marks.indexes, shelf.marks.masks, strict=True)
-    ]
-    if not any(mask.any() for mask in keep):
-        return ()
-    return (store_index(db.storage, merge(shelf.marks.indexes, keep)),)
-
-
-def _in_packs(index: Index, packs: frozenset[str]) -> NDArray[np.bool_]:
-    """Which rows of `index` lie in one of `packs`; shape (n,)."""
-    chosen = np.array([name in packs for name in index.packs], np.bool_)
-    return chosen[columns(index)[1]["pack"]] if len(chosen) else np.zeros(len(index), np.bool_)
-
-
-def _delete(db: Database, author: str) -> None:
-    """Steps 3 to 5, also for what an earlier gc left unfinished."""
-    doomed = db.publish(
-        lambda root: (
-            replace(root, condemned=frozenset(), doomed=root.doomed | root.condemned)
-            if root.condemned
-            else None
-        ),
-        action="gc: doom",
-        author=author,
-    ).doomed
-    for key in sorted(doomed):
-        db.storage.delete(key)
-    db.publish(
-        lambda root: replace(root, doomed=root.doomed - doomed) if root.doomed & doomed else None,
-        action="gc: done",
-        author=author,
-    )
-
-
 def _expected_copy(plan: _Plan) -> int:
-    return sum(shelf.live[name] for shelf in (plan.chunks, plan.metadata) for name in shelf.rewrite)
+    return plan.chunks.bytes_to_copy + plan.metadata.bytes_to_copy
 
 
 def _report(plan: _Plan, *, leftovers: int, copied: int) -> Report:
