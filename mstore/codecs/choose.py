@@ -29,11 +29,19 @@ _SAMPLE_RUN = 4 << 10
 # What a record with a base takes besides its payload: the base's id, there and in the index.
 _BASE_BYTES = 64
 
-# Each further record to decode before a chunk must make it this much smaller.
-_DEPTH_COST = 0.03
+# A base of depth 1 must save so much more of the raw bytes than one of depth 0, or such a part of
+# what is taken with that one, to be worth decoding one more record; and each deeper one so much
+# more. So a series stays near the size of an endless chain: every so often a version that is coded
+# against the first one becomes the base of those that follow. The last step is for mere copies.
+_DEEPER_SAVES = (0.0, 0.02, 0.05)
+_DEEPER_SAVES_OF_TAKEN = 0.2
 
-# An estimate may be wrong by this much; beyond it the other encoding need not be tried.
+# Differences that are judged to take this much more than a chunk on its own are not tried.
 _SURE = 0.9
+
+# Differences that take less than this part of what a chunk is judged to take on its own are taken
+# without trying that. Numbers that keep together with their like take less than a sample tells.
+_FAR = 0.6
 
 # Below so many bytes the tables of byte planes cost what they save, and the calls more than both.
 _TINY = 2048
@@ -131,7 +139,7 @@ class Encoder:
             return self._choose_own(raw, dtype)
         delta = self._encode_delta(raw, dtype, bases, number)
         taken = delta.stored + _BASE_BYTES if delta else len(raw)
-        if taken < _SURE * own_share * len(raw):
+        if taken < _FAR * own_share * len(raw):
             return delta
         own = self._choose_own(raw, dtype)
         return own if (own.stored if own else len(raw)) <= taken else delta
@@ -151,23 +159,25 @@ class Encoder:
     ) -> tuple[int | None, float]:
         """The best base, and the part of `raw` that the differences from it will take."""
         kind = word_type(dtype)
-        best, best_share, least = None, 1.0, (1.0, 0)
-        for number, base in enumerate(bases):
+        best, best_share, best_depth = None, 1.0, 0
+        for number in sorted(range(len(bases)), key=lambda at: bases[at].depth):
+            base = bases[number]
             base_kind = word_type(base.dtype)
-            if not comparable(kind, base_kind) or len(raw) % kind.size:
-                continue
-            if len(base.raw) < base_kind.size:
+            if not comparable(kind, base_kind) or len(raw) % kind.size or not base.raw:
                 continue
             share = delta_share(raw, kind, base.raw, base_kind)
-            # Of equal shares, even of nothing, that of the lesser depth is taken.
-            cost = share * (1 + _DEPTH_COST * base.depth), base.depth
-            if cost < least:
-                best, best_share, least = number, share, cost
+            if best is None or best_share - share > _least(best_share, best_depth, base.depth):
+                best, best_share, best_depth = number, share, base.depth
         return best, best_share
 
     def _own_share(self, raw: memoryview, dtype: DType) -> float:
-        """The part of `raw` that an encoding without a base will take; 0 if it is too short."""
-        return min(own_share(raw, word_type(dtype)), self._zstd_estimate(raw) / len(raw))
+        """The part of `raw` that an encoding without a base will take, 0 where no sample tells.
+
+        That is where `raw` is short, and where it repeats: a period that the sample holds a few
+        times over, `raw` may hold a hundred times.
+        """
+        share = own_share(raw, word_type(dtype))
+        return share if self._zstd_estimate(raw) >= share * len(raw) else 0
 
     def _encode_delta(
         self, raw: memoryview, dtype: DType, bases: Sequence[Base], number: int
@@ -214,6 +224,15 @@ class Encoder:
         sample = b"".join(raw[i * step : i * step + _SAMPLE_RUN] for i in range(_SAMPLE_RUNS))
         encoded = _attempt(self._zstd, memoryview(sample), None, size)
         return encoded.stored * len(raw) // size if encoded else len(raw)
+
+
+def _least(share: float, depth: int, deeper: int) -> float:
+    """What a base of depth `deeper` must save over one of `depth` that leaves this share."""
+    saves = sum(
+        _DEEPER_SAVES[min(at, len(_DEEPER_SAVES) - 1)] for at in range(depth + 1, deeper + 1)
+    )
+    of_taken = _DEEPER_SAVES_OF_TAKEN * share * (deeper - depth)
+    return min(saves, of_taken) if deeper < len(_DEEPER_SAVES) - 1 else saves
 
 
 def _attempt(codec: Codec, raw: memoryview, dtype: DType | None, limit: int) -> Encoded | None:
