@@ -1,4 +1,4 @@
-"""Which commit a person means: `main`, `v1`, `3f9a`, `HEAD`, `main~2`, `v1^`."""
+"""Which commit a person means: `main`, `v1`, `3f9a`, `HEAD`, `main~2`, `v1^`, `bert:main`."""
 
 import re
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ DEFAULT_BRANCH = "main"
 _NAME = re.compile(r"[^\s\x00-\x20\x7f~^:*?\[\\]+")
 _HEX = re.compile(r"[0-9a-f]{4,64}")
 _STEP = re.compile(r"\^|~(\d*)", re.ASCII)
-_SPLIT = re.compile(r"([^~^]+)((?:\^|~\d{0,9})*)", re.ASCII)
+_SPLIT = re.compile(r"(?:([^~^:]+):)?([^~^:]+)((?:\^|~\d{0,9})*)", re.ASCII)
 
 
 def check_name(kind: str, name: str) -> str:
@@ -38,24 +38,50 @@ def check_name(kind: str, name: str) -> str:
 def resolve(db: Database, model: str, revision: str, head: Id | None = None) -> Id:
     """The commit that `revision` names in `model`; `head` is what HEAD stands for.
 
-    Without a working directory HEAD is the tip of the default branch. Raises NotFoundError with
-    the nearest names, InvalidInputError for what is no revision, or an ambiguous id prefix.
+    `bert:main` is `main` of the model bert. Without a working directory HEAD is the tip of the
+    default branch. Raises NotFoundError with the nearest names, InvalidInputError for what is no
+    revision, or an ambiguous id prefix.
     """
-    if not (match := _SPLIT.fullmatch(revision)):
-        raise InvalidInputError(f"{revision!r} is not a revision")
-    commit = _base(db, model, match[1], head)
-    for step in _STEP.finditer(match[2]):
-        for _ in range(int(step[1] or 1) if step[0].startswith("~") else 1):
-            if not (parents := db.parents(db.commit(commit))):
-                raise NotFoundError(
-                    f"{revision} goes back further than the history: "
-                    f"{commit.hex()[:12]} has no parent here"
-                )
-            commit = parents[0]
+    match = _match(revision)
+    if match[1] is not None and match[1] != model:
+        if match[1] not in db.root.models:
+            raise unknown_model(match[1], db)
+        model, head = match[1], None
+    commit = _start(db, model, match[2], head)
+    for _ in range(_steps(match[3])):
+        if not (parents := db.parents(db.commit(commit))):
+            raise NotFoundError(
+                f"{revision} goes back further than the history: "
+                f"{commit.hex()[:12]} has no parent here"
+            )
+        commit = parents[0]
     return commit
 
 
-def _base(db: Database, model: str, name: str, head: Id | None) -> Id:
+def earlier(revision: str, steps: int) -> str:
+    """What to call the version `steps` before `revision`: 2 before `main^` is `main~3`.
+
+    Raises InvalidInputError for what is no revision.
+    """
+    match = _match(revision)
+    steps += _steps(match[3])
+    return revision[: match.start(3)] + (f"~{steps}" if steps else "")
+
+
+def _match(revision: str) -> re.Match[str]:
+    if not (match := _SPLIT.fullmatch(revision)):
+        raise InvalidInputError(f"{revision!r} is not a revision")
+    return match
+
+
+def _steps(walked: str) -> int:
+    """How many versions back `~2^~` goes."""
+    return sum(
+        int(step[1] or 1) if step[0].startswith("~") else 1 for step in _STEP.finditer(walked)
+    )
+
+
+def _start(db: Database, model: str, name: str, head: Id | None) -> Id:
     refs = db.root.refs(model)
     if name in ("HEAD", "@"):
         if (commit := head or refs.branches.get(DEFAULT_BRANCH)) is None:

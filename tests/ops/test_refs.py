@@ -1,11 +1,13 @@
 """Branches, tags, revisions and undo."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mstore.errors import ConflictError, InvalidInputError, NotFoundError
-from mstore.ops.revisions import check_name
+from mstore.ops.revisions import check_name, earlier, resolve
 from mstore.repository import Repository
 from mstore.snapshot import Snapshot
 
@@ -277,3 +279,64 @@ def test_an_author_that_cannot_be_recorded_locks_nobody_out(
     again = Repository(type(repo.database).open(repo.database.storage))
     assert again["main"].message == "main0"
     assert again.verify().ok
+
+
+def test_revisions_of_other_models(repo: Repository) -> None:
+    commits(repo, 2)
+    bert = repo.model("team/bert")
+    first, second, third = commits(bert)
+    bert.create_tag("v1", first.id)
+    for revision, expected in {
+        "team/bert:main": third,
+        "team/bert:HEAD": third,
+        "team/bert:main~1": second,
+        "team/bert:v1": first,
+        f"team/bert:{second.id}^": first,
+    }.items():
+        assert repo[revision] == expected, revision
+        assert bert[revision] == expected, revision
+    assert bert["default:main"] == repo["main"] != bert["main"]
+
+
+def test_head_is_that_of_the_own_model_only(repo: Repository) -> None:
+    first, _ = commits(repo, 2)
+    head = bytes.fromhex(first.id)
+    assert resolve(repo.database, "default", "default:HEAD", head) == head
+    bert = repo.model("bert").commit({"b": 1.0})
+    assert resolve(repo.database, "default", "bert:HEAD", head).hex() == bert.id
+
+
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        ("brt:main", "there is no model 'brt'.*models here: bert, default"),
+        ("bert:mian", "unknown revision 'mian'.*main"),
+        (":main", "':main' is not a revision"),
+        ("bert:", "'bert:' is not a revision"),
+        ("a:b:c", "'a:b:c' is not a revision"),
+    ],
+)
+def test_what_is_no_revision_of_another_model(repo: Repository, revision: str, said: str) -> None:
+    commits(repo, 1)
+    commits(repo.model("bert"), 1)
+    with pytest.raises((NotFoundError, InvalidInputError), match=f"(?s){said}"):
+        repo[revision]
+
+
+@given(
+    st.sampled_from(["main", "v1", "bert:main", "HEAD", "3f9a"]),
+    st.lists(st.sampled_from(["^", "~", "~0", "~1", "~3"]), max_size=3).map("".join),
+    st.integers(0, 5),
+)
+def test_earlier(name: str, steps: str, more: int) -> None:
+    count = sum({"^": 1, "~": 1, "~0": 0, "~1": 1, "~3": 3}[one] for one in _steps(steps)) + more
+    assert earlier(name + steps, more) == (f"{name}~{count}" if count else name)
+
+
+def _steps(steps: str) -> list[str]:
+    return re.findall(r"\^|~\d?", steps)
+
+
+def test_earlier_than_what_is_no_revision() -> None:
+    with pytest.raises(InvalidInputError, match="not a revision"):
+        earlier("~1", 1)
