@@ -1,7 +1,7 @@
 """The public object: a repository, seen as one of its models."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -41,9 +41,9 @@ Location = str | os.PathLike[str]
 class Repository:
     """A repository, as the model `model_name` of it. `repo["main~2"]` is a version.
 
-    A revision is a branch, a tag, or an id or its first digits, with `~N` for N versions back.
-    `HEAD` is the newest version of `main` here: what a working directory shows is a matter of the
-    command line.
+    A revision is a branch, a tag, or an id or its first digits, with `~N` for N versions back;
+    `bert:main` is `main` of the model bert. `HEAD` is the newest version of `main` here: what a
+    working directory shows is a matter of the command line.
 
     Made by `mstore.init` and `mstore.open`. All views of one repository share the cached root;
     every call that changes something looks for a newer one first, `refresh` does so at will.
@@ -102,6 +102,7 @@ class Repository:
         metadata: Mapping[str, MetadataValue] | None = None,
         branch: str = DEFAULT_BRANCH,
         parent: str | None = None,
+        base: str | Sequence[str] = (),
         author: str | None = None,
         path: str | None = None,
         threads: int | None = None,
@@ -114,7 +115,9 @@ class Repository:
         or anything with `__array__` or `__dlpack__`, in dicts, lists and tuples with plain Python
         values, which becomes one virtual safetensors file called `path` (`model.safetensors`).
         A branch that does not exist yet begins at the revision `parent`, or with this version.
-        When nothing differs from the tip, and no new metadata is given, the tip is returned.
+        Tensors are coded against those of the version before; `base` names other revisions, also
+        of other models, to look in first. When nothing differs from the tip, and no new metadata
+        is given, the tip is returned.
 
         Raises InvalidInputError, naming the place, for a value that cannot be stored safely;
         ConflictError when the branch moved or a file changed meanwhile.
@@ -129,11 +132,14 @@ class Repository:
             )
         first = tip or start
         target = Target(self.model_name, branch, tip, (first,) if first else ())
+        named = [base] if isinstance(base, str) else base
+        bases = [self._resolve(revision) for revision in named]
         recorded = record(
             self.database,
             target,
             _content(content, path, progress),
             Description(author or default_author(), message, local_zone(), metadata),
+            bases=bases,
             threads=threads,
             chunk_size=chunk_size,
             progress=progress.advance,

@@ -6,12 +6,13 @@ The files are replaced whole, so a process killed at any time leaves a state tha
 and the next command can go on from.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.errors import ConflictError, InvalidInputError, NotFoundError
 from mstore.head import Head, has_commit
+from mstore.ids import Id
 from mstore.objects import FileEntry, Snapshot
 from mstore.ops.commit import Content, Description, Recorded, Target, record
 from mstore.ops.opening import open_files
@@ -32,6 +33,7 @@ class Worktree(WorktreeWriter):
         *,
         paths: Collection[str] | None = None,
         branch: str | None = None,
+        bases: Sequence[Id] = (),
         rehash: bool = False,
         threads: int | None = None,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
@@ -40,7 +42,8 @@ class Worktree(WorktreeWriter):
         """Record the directory, or only `paths` in it with the rest as HEAD has it.
 
         `branch` makes a new branch for it at HEAD and moves there, also when a checkout did not
-        finish and the files are a mixture. `rehash` as for `status`. When
+        finish and the files are a mixture. Tensors that changed are coded against those of the
+        commits `bases` first, then of HEAD. `rehash` as for `status`. When
         gc removed HEAD's version, the new one has no parent. Raises ConflictError when the branch
         moved since HEAD, InvalidInputError when HEAD is on no branch.
         """
@@ -66,6 +69,7 @@ class Worktree(WorktreeWriter):
                 frozenset(file.path for file in to_store if file.executable),
             ),
             description,
+            bases=bases,
             threads=threads,
             chunk_size=chunk_size,
             progress=progress.advance,

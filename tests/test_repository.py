@@ -2,7 +2,9 @@
 
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from mstore import (
     StorageError,
     UnsupportedVersionError,
 )
+from mstore.ops.commit import Recorded, record
 
 
 def test_arrays_come_back_equal(repo: Repository) -> None:
@@ -306,3 +309,26 @@ def test_no_repository_inside_or_over_another(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="backup"):
         mstore.init(tmp_path / "tree")
     assert list((tmp_path / "tree" / ".mstore" / "packs").iterdir())
+
+
+def test_a_base_by_hand(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+
+    def recorded(*args: Any, bases: Sequence[bytes], **more: Any) -> Recorded:
+        told.append([base.hex() for base in bases])
+        return record(*args, bases=bases, **more)
+
+    monkeypatch.setattr("mstore.repository.record", recorded)
+    weights = np.random.default_rng(0).normal(0, 0.02, 20_000).astype(np.float32)
+    first = repo.commit({"w": weights})
+    second = repo.commit({"w": weights * np.float32(1.5)}, base=())
+    tuned = repo.model("tuned")
+    found = tuned.commit({"w": weights + np.float32(1e-6)}, base="default:main~1")
+    tuned.commit({"w": weights + np.float32(2e-6)}, base=["default:main", "main"])
+    assert told == [[], [], [first.id], [second.id, found.id]]
+    assert found.tensors["w"].depth == 1
+    assert found.tensors["w"].stored < first.tensors["w"].stored / 2
+    assert first.tensors["w"].depth == 0
+    assert np.array_equal(found.load()["w"], weights + np.float32(1e-6))
+    with pytest.raises(NotFoundError, match="unknown revision 'mian'"):
+        tuned.commit({"w": weights}, base=["main", "mian"])

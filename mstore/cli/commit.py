@@ -12,7 +12,7 @@ from mstore.author import local_zone
 from mstore.checks import MetadataValue, check_metadata
 from mstore.cli import output, text
 from mstore.cli.failures import InterruptionError, Misuse
-from mstore.cli.invocation import Invocation, command
+from mstore.cli.invocation import Invocation, command, complete_revision
 from mstore.cli.place import inside
 from mstore.cli.progress import progress
 from mstore.errors import ConflictError, InvalidInputError, MstoreError
@@ -42,6 +42,7 @@ mstore commit -m "lower learning rate" --meta loss=0.31 --meta epoch=4
 mstore commit -m "new tokenizer" tokenizer.json vocab.txt
 mstore commit --branch try-lr
 mstore -C runs/7 --repo /srv/models --model bert commit
+mstore --model bert-legal commit --base bert:v1.0
 """,
 )
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
@@ -50,6 +51,13 @@ mstore -C runs/7 --repo /srv/models --model bert commit
 @click.option("--branch", metavar="NAME", help="Make this branch and commit onto it.")
 @click.option(
     "--onto", metavar="REV", help="With --repo: what this was made from; a conflict if it moved."
+)
+@click.option(
+    "--base",
+    metavar="REV",
+    multiple=True,
+    shell_complete=complete_revision,
+    help="A version that this was made from, to code tensors against.",
 )
 @click.option("--rehash", is_flag=True, help="Read all files, whatever their times say.")
 @click.option("--author", metavar="NAME", help="Who made it, if not you.")
@@ -60,6 +68,7 @@ def commit(
     meta: tuple[str, ...],
     branch: str | None,
     onto: str | None,
+    base: tuple[str, ...],
     rehash: bool,
     author: str | None,
 ) -> None:
@@ -72,6 +81,10 @@ def commit(
     Files whose size and times are as before are not read again. A program that writes through a
     memory map (np.memmap) may leave the times as they are; then use --rehash.
 
+    Tensors that changed are stored as their differences from those of the version before, where
+    that takes less. A model that was made from another one, of whatever branch or model, is told
+    so with --base; it can be given several times.
+
     With --repo, and no working directory of that repository here, the files of the current
     directory are recorded as the next version of a branch (main, or --branch). Name the version
     they were made from with --onto, and nobody else's version is passed over unseen.
@@ -80,16 +93,17 @@ def commit(
         author or call.author, message, local_zone(), parse_metadata(meta) or None
     )
     start = call.refs.branches
+    bases = [call.resolve(revision) for revision in base]
     try:
         if call.place.directory is not None:
             if onto is not None:
                 raise Misuse("a working directory knows what it was made from; leave out --onto")
-            outcome = _commit_worktree(call, paths, description, branch, rehash)
+            outcome = _commit_worktree(call, paths, description, branch, bases, rehash)
         else:
             if paths:
                 raise Misuse("PATH needs a working directory", hint="go there, or leave it out")
             branch = branch or DEFAULT_BRANCH
-            outcome = _commit_directory(call, Path.cwd(), description, branch, onto)
+            outcome = _commit_directory(call, Path.cwd(), description, branch, onto, bases)
     except KeyboardInterrupt:
         raise InterruptionError(_what_was_recorded(call, start)) from None
     for warning in outcome.warnings:
@@ -121,6 +135,7 @@ def _commit_worktree(
     paths: Sequence[str],
     description: Description,
     branch: str | None,
+    bases: Sequence[Id],
     rehash: bool,
 ) -> _Outcome:
     tree = call.worktree()
@@ -133,13 +148,18 @@ def _commit_worktree(
     began = time.perf_counter()
     with progress(call, "recording") as told:
         recorded = tree.commit(
-            description, paths=chosen, branch=branch, rehash=rehash, progress=told
+            description, paths=chosen, branch=branch, bases=bases, rehash=rehash, progress=told
         )
     return _Outcome(recorded, tree.head.branch or "", time.perf_counter() - began, tree.warnings)
 
 
 def _commit_directory(
-    call: Invocation, directory: Path, description: Description, branch: str, onto: str | None
+    call: Invocation,
+    directory: Path,
+    description: Description,
+    branch: str,
+    onto: str | None,
+    bases: Sequence[Id],
 ) -> _Outcome:
     """Record the files of a directory that is nobody's working directory."""
     if Path(call.place.storage.location).is_relative_to(directory):
@@ -165,7 +185,7 @@ def _commit_directory(
     began = time.perf_counter()
     with progress(call, "recording") as told:
         told.begin(sum(file.stat.st_size for file in found))
-        recorded = record(call.db, target, content, description, progress=told.advance)
+        recorded = record(call.db, target, content, description, bases=bases, progress=told.advance)
     return _Outcome(recorded, branch, time.perf_counter() - began, scan.warnings)
 
 
