@@ -54,6 +54,9 @@ def _print_totals(found: Stats) -> None:
         text.size(found.encoded),
         f"compression saves {text.percent(found.compression_share)}",
     )
+    if (deltas := found.deltas).chunks:
+        coded = f"{text.count(deltas.chunks, 'chunk')}, of {text.size(deltas.unique)}"
+        table.add("  of it deltas", text.size(deltas.encoded), f"{coded}, coded against others")
     table.add("on disk", text.size(stored.total), text.count(found.packs, "pack"))
     table.add("  weights", text.size(stored.data_packs), "")
     table.add("  metadata", text.size(stored.metadata_packs), "")
@@ -107,6 +110,12 @@ def _document(found: Stats) -> dict[str, object]:
         "bytes": found.logical,
         "bytes_unique": found.unique,
         "bytes_encoded": found.encoded,
+        "deltas": {
+            "chunks": found.deltas.chunks,
+            "bytes_unique": found.deltas.unique,
+            "bytes_encoded": found.deltas.encoded,
+            "depth": found.deltas.depth,
+        },
         "bytes_dead": found.dead,
         "share_saved_by_sharing": found.dedup_share,
         "share_saved_by_compression": found.compression_share,

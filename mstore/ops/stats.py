@@ -38,6 +38,20 @@ class StoredBytes:
 
 
 @dataclass(frozen=True, slots=True)
+class Deltas:
+    """The chunks that are coded against others: how many, and of how much.
+
+    `unique` is their raw bytes, `encoded` their records in packs. To decode the deepest of them
+    takes `depth` others first.
+    """
+
+    chunks: int
+    unique: int
+    encoded: int
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
     """One commit: the bytes of its files, and the stored bytes of the chunks that it `alone` has.
 
@@ -55,7 +69,8 @@ class Stats:
 
     `files` and `chunks` are counted once however many versions share them, and so are the
     `tensors` of those files. `logical` is the files of all commits together, `unique` the raw
-    bytes of the distinct chunks, `encoded` their records in packs. `stored`, `dead` (bytes in
+    bytes of the distinct chunks, `encoded` their records in packs; `deltas` is what is coded
+    against others of that. `stored`, `dead` (bytes in
     packs that no ref reaches) and `packs` are of the whole repository in any case, since models
     share packs. `versions` are the commits, newest first.
     """
@@ -71,6 +86,7 @@ class Stats:
     logical: int
     unique: int
     encoded: int
+    deltas: Deltas
     stored: StoredBytes
     dead: int
     versions: tuple[Version, ...]
@@ -116,9 +132,20 @@ def stats(db: Database, *, model: str | None = None) -> Stats:
         logical=sum(usage.logical[version.snapshot] for version in usage.commits[: usage.ours]),
         unique=int(usage.chunks.raw[wanted].sum()),
         encoded=int(usage.chunks.stored[wanted].sum()),
+        deltas=_deltas(usage.chunks, wanted),
         stored=_stored_bytes(db, packs),
         dead=sum(packs.values()) - usage.live_bytes(),
         versions=usage.versions(),
+    )
+
+
+def _deltas(chunks: Rows, wanted: NDArray[np.bool_]) -> Deltas:
+    coded = wanted & (chunks.depth > 0)
+    return Deltas(
+        chunks=int(coded.sum()),
+        unique=int(chunks.raw[coded].sum()),
+        encoded=int(chunks.stored[coded].sum()),
+        depth=int(chunks.depth[coded].max(initial=0)),
     )
 
 
