@@ -14,6 +14,7 @@ from mstore.chunkreader import ChunkReader, ManySink, MemorySink, Wanted
 from mstore.layout import Tensor
 from mstore.numpy_dtypes import Array, NumpyDType, array_from_bytes, dtype_of, numpy_dtype
 from mstore.objects import SegmentChunks
+from mstore.ops.coded import Coding, codings
 
 Index = int | slice | EllipsisType | None | Sequence[int] | NDArray[Any]
 """What a tensor may be indexed with, as a numpy array is; or a tuple of these."""
@@ -65,6 +66,21 @@ class TensorView:
         """The id of the content, 64 hexadecimal digits: equal ids mean equal tensors."""
         assert self._segment.tensor_id is not None
         return self._segment.tensor_id.hex()
+
+    @property
+    def stored(self) -> int:
+        """Bytes that its chunks take in the repository, also where other versions share them."""
+        return self._coding.stored
+
+    @property
+    def depth(self) -> int:
+        """How many chunks are decoded one after the other before the deepest of its own."""
+        return self._coding.depth
+
+    @property
+    def _coding(self) -> Coding:
+        (coding,) = codings(self._reader.db, [self._segment])
+        return coding
 
     def numpy(self) -> Array:
         """The whole tensor as a new array. Raises CorruptDataError when a chunk is damaged."""

@@ -1,19 +1,21 @@
 """`mstore show`."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import click
-import numpy as np
 
-from mstore.bulkindex import as_ids, locate
 from mstore.cli import output, text
 from mstore.cli.describe import Describer
 from mstore.cli.invocation import Invocation, command, complete_revision
 from mstore.cli.tables import Column, Table, cut_middle, cut_name
-from mstore.database import Database
-from mstore.errors import CorruptDataError
-from mstore.objects import Manifest, SegmentChunks
-from mstore.readplan import record_sizes
+from mstore.ids import Id
+from mstore.layout import Tensor
+from mstore.objects import Manifest
+from mstore.ops.coded import BaseAt, Coding, codings, find_bases
+from mstore.ops.revisions import earlier
 
 
 @command(
@@ -31,12 +33,19 @@ def show(call: Invocation, revision: str, tensors: bool) -> None:
 
     The stored size of a file or tensor is what its chunks take in the repository, also where
     other versions share them.
+
+    For a tensor, base is the nearest version that has what its chunks are coded against, and the
+    file and tensor there if they are not called the same. 3/8 means that so many of its chunks are,
+    +1 that others are coded against yet another tensor. The depth is how many chunks have to be
+    decoded one after the other before the deepest of its own.
     """
     identifier = call.resolve(revision)
     commit = call.db.commit(identifier)
     files = call.db.snapshot(commit.snapshot).files
     contents = {path: call.db.manifest(entry.manifest) for path, entry in files.items()}
-    stored = {path: _stored(call.db, manifest) for path, manifest in contents.items()}
+    coded = {path: codings(call.db, manifest.segments) for path, manifest in contents.items()}
+    stored = {path: sum(coding.stored for coding in coded[path]) for path in contents}
+    listed = _tensors(call, identifier, contents, coded) if tensors else []
     describer = Describer(call)
     if call.json:
         described = describer.document(identifier, commit)
@@ -45,7 +54,7 @@ def show(call: Invocation, revision: str, tensors: bool) -> None:
             {
                 "path": path,
                 "bytes": entry.size,
-                "bytes_stored": sum(stored[path]),
+                "bytes_stored": stored[path],
                 "executable": entry.executable,
                 "manifest": entry.manifest.hex(),
                 "format": contents[path].format,
@@ -54,60 +63,78 @@ def show(call: Invocation, revision: str, tensors: bool) -> None:
             for path, entry in files.items()
         ]
         if tensors:
-            described["tensors"] = [
-                document
-                for path, manifest in contents.items()
-                for document in _tensor_documents(path, manifest, stored[path])
-            ]
+            described["tensors"] = [_tensor_document(one) for one in listed]
         output.document(described)
         return
     for line in describer.lines(identifier, commit):
         output.data(line)
     output.data()
     _print_files(contents, stored)
-    if tensors:
-        _print_tensors(contents, stored)
+    _print_tensors(listed, _Namer(call, revision, identifier))
 
 
-def _stored(db: Database, manifest: Manifest) -> list[int]:
-    """The stored bytes of every segment of a file; raises CorruptDataError if a chunk is lost."""
-    located = locate(db.chunk_indexes(), as_ids(manifest.chunk_ids()))
-    if not located.found.all():
-        raise CorruptDataError("chunks are missing from the repository", hint="run: mstore verify")
-    ends = np.cumsum([segment.count for segment in manifest.segments], dtype=np.int64)
-    sums = np.append(0, np.cumsum(record_sizes(located.rows)))
-    totals: list[int] = np.diff(sums[np.append(0, ends)]).tolist()
-    return totals
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A tensor of the version: the file and its place there, how it is stored, against what."""
+
+    path: str
+    tensor: Tensor
+    id: Id
+    chunks: int
+    coding: Coding
+    bases: tuple[BaseAt, ...]
 
 
-def _tensors(manifest: Manifest, stored: list[int]) -> list[tuple[SegmentChunks, int]]:
-    """The segments that are tensors, with their stored bytes."""
-    pairs = zip(manifest.segments, stored, strict=True)
-    return [(segment, size) for segment, size in pairs if segment.tensor is not None]
-
-
-def _tensor_documents(path: str, manifest: Manifest, stored: list[int]) -> list[dict[str, Any]]:
-    documents = []
-    for segment, size in _tensors(manifest, stored):
-        tensor, identifier = segment.tensor, segment.tensor_id
-        assert tensor is not None
-        assert identifier is not None
-        documents.append(
-            {
-                "path": path,
-                "name": tensor.name,
-                "id": identifier.hex(),
-                "dtype": tensor.dtype.name,
-                "shape": list(tensor.shape),
-                "order": tensor.order,
-                "bytes": tensor.nbytes,
-                "bytes_stored": size,
-            }
+def _tensors(
+    call: Invocation,
+    version: Id,
+    contents: Mapping[str, Manifest],
+    coded: Mapping[str, Sequence[Coding]],
+) -> list[_Listed]:
+    """All tensors, file by file."""
+    found = [
+        (path, segment, coding)
+        for path, manifest in contents.items()
+        for segment, coding in zip(manifest.segments, coded[path], strict=True)
+        if segment.tensor is not None
+    ]
+    listed = []
+    for (path, segment, coding), bases in zip(
+        found, find_bases(call.db, version, found), strict=True
+    ):
+        assert segment.tensor is not None
+        assert segment.tensor_id is not None
+        listed.append(
+            _Listed(path, segment.tensor, segment.tensor_id, segment.count, coding, bases)
         )
-    return documents
+    return listed
 
 
-def _print_files(contents: dict[str, Manifest], stored: dict[str, list[int]]) -> None:
+def _tensor_document(one: _Listed) -> dict[str, Any]:
+    return {
+        "path": one.path,
+        "name": one.tensor.name,
+        "id": one.id.hex(),
+        "dtype": one.tensor.dtype.name,
+        "shape": list(one.tensor.shape),
+        "order": one.tensor.order,
+        "bytes": one.tensor.nbytes,
+        "bytes_stored": one.coding.stored,
+        "chunks": one.chunks,
+        "depth": one.coding.depth,
+        "bases": [
+            {
+                "commit": base.commit.hex() if base.commit is not None else None,
+                "path": base.path,
+                "name": base.name,
+                "chunks": base.chunks,
+            }
+            for base in one.bases
+        ],
+    }
+
+
+def _print_files(contents: Mapping[str, Manifest], stored: Mapping[str, int]) -> None:
     table = Table(
         [
             Column("file", cut=cut_middle),
@@ -126,21 +153,19 @@ def _print_files(contents: dict[str, Manifest], stored: dict[str, list[int]]) ->
             text.visible(path),
             kind,
             f"{tensors:,}" if tensors else "",
-            *_size_cells(manifest.size, sum(stored[path])),
+            *_size_cells(manifest.size, stored[path]),
         )
     table.print()
     whole = sum(manifest.size for manifest in contents.values())
-    all_stored = sum(sum(sizes) for sizes in stored.values())
+    all_stored = sum(stored.values())
     output.data(
         f"  {text.count(len(contents), 'file')}, {text.size(whole)}, "
         f"stored in {text.size(all_stored)} ({text.share(all_stored, whole)})"
     )
 
 
-def _print_tensors(contents: dict[str, Manifest], stored: dict[str, list[int]]) -> None:
-    for path, manifest in contents.items():
-        if not (tensors := _tensors(manifest, stored[path])):
-            continue
+def _print_tensors(listed: Sequence[_Listed], namer: "_Namer") -> None:
+    for path, tensors in groupby(listed, key=lambda one: one.path):
         output.data()
         table = Table(
             [
@@ -150,19 +175,63 @@ def _print_tensors(contents: dict[str, Manifest], stored: dict[str, list[int]]) 
                 Column("size", right=True),
                 Column("stored", right=True),
                 Column("share", right=True, extra=True),
+                Column("base", cut=cut_middle, extra=True),
+                Column("depth", right=True, extra=True),
             ],
             indent=2,
         )
-        for segment, size in tensors:
-            tensor = segment.tensor
-            assert tensor is not None
+        for one in tensors:
             table.add(
-                text.visible(tensor.name) or "(no name)",
-                tensor.dtype.name,
-                text.shape(tensor.shape) + (" F" if tensor.order == "F" else ""),
-                *_size_cells(tensor.nbytes, size),
+                text.visible(one.tensor.name) or "(no name)",
+                one.tensor.dtype.name,
+                text.shape(one.tensor.shape) + (" F" if one.tensor.order == "F" else ""),
+                *_size_cells(one.tensor.nbytes, one.coding.stored),
+                namer.bases(one),
+                str(one.coding.depth),
             )
         table.print()
+
+
+class _Namer:
+    """What to call what tensors are coded against, in the words of who asked for `revision`."""
+
+    def __init__(self, call: Invocation, revision: str, version: Id) -> None:
+        digits = version.hex().startswith(revision)
+        self._names = {version: revision[:12] if digits else revision}
+        for model, refs in sorted(
+            call.db.root.models.items(), key=lambda item: item[0] != call.model
+        ):
+            prefix = "" if model == call.model else f"{model}:"
+            for names in (refs.branches, refs.tags):
+                for name, commit in sorted(names.items()):
+                    self._names.setdefault(commit, prefix + name)
+
+    def bases(self, one: _Listed) -> str:
+        """What most chunks of a tensor are coded against, how many if not all, and what else."""
+        if not one.bases:
+            return "-"
+        most, *others = one.bases
+        parts = [self._base(most, one)]
+        if most.chunks < one.chunks:
+            parts.append(f"{most.chunks}/{one.chunks}")
+        if others:
+            parts.append(f"+{len(others)}")
+        return " ".join(parts)
+
+    def _base(self, base: BaseAt, one: _Listed) -> str:
+        if base.commit is None:
+            return "a version no longer kept"
+        if base.tip is not None:
+            version = earlier(self._names[base.tip], base.back)
+        else:
+            version = text.short(base.commit)
+        own = (one.path, one.tensor.name)
+        differing = [
+            part
+            for part, mine in zip((base.path, base.name), own, strict=True)
+            if part and part != mine
+        ]
+        return text.visible(" ".join([version, ":".join(differing)]).rstrip())
 
 
 def _size_cells(size: int, stored: int) -> tuple[str, str, str]:
