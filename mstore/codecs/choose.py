@@ -41,7 +41,7 @@ _SURE = 0.9
 
 # Differences that take less than this part of what a chunk is judged to take on its own are taken
 # without trying that. Numbers that keep together with their like take less than a sample tells.
-_FAR = 0.6
+_FAR = 0.5
 
 # Below so many bytes the tables of byte planes cost what they save, and the calls more than both.
 _TINY = 2048
@@ -163,7 +163,9 @@ class Encoder:
         for number in sorted(range(len(bases)), key=lambda at: bases[at].depth):
             base = bases[number]
             base_kind = word_type(base.dtype)
-            if not comparable(kind, base_kind) or len(raw) % kind.size or not base.raw:
+            if not comparable(kind, base_kind) or len(raw) % kind.size:
+                continue
+            if len(base.raw) < base_kind.size:
                 continue
             share = delta_share(raw, kind, base.raw, base_kind)
             if best is None or best_share - share > _least(best_share, best_depth, base.depth):
