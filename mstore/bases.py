@@ -1,10 +1,10 @@
-"""What a new tensor may be coded against: the one it was made from, in a version before.
+"""What a new tensor may be coded against, and reading it.
 
-A `BaseFinder` knows which stored tensor that is, a `BaseReader` reads the chunks of it.
+Which stored tensor that is, `basefinder` knows.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,65 +18,27 @@ from mstore.errors import MstoreError
 from mstore.ids import Id
 from mstore.index import Index
 from mstore.layout import Tensor
-from mstore.objects import SegmentChunks, Snapshot
+from mstore.objects import SegmentChunks
 
-MAX_DEPTH = 2
+MAX_DEPTH = 3
 """Records that are decoded before any chunk this version writes, at most."""
 
 
-class BaseFinder:
-    """Finds the stored tensor that a new one most likely comes from, by where it is and its name.
+def can_be_base(segment: SegmentChunks, tensor: Tensor, piece: int) -> bool:
+    """Whether the chunks of a stored segment can be bases for `tensor` in pieces of `piece` bytes.
 
-    From one thread.
+    That is when numbers at one place in both are at one place in the model, and in chunks of one
+    number.
     """
-
-    def __init__(self, db: Database, snapshots: Sequence[Snapshot]) -> None:
-        """`snapshots` are the versions to look in, the most likely first."""
-        self.db = db
-        self._snapshots = snapshots
-        self._by_name: dict[str, list[SegmentChunks]] | None = None
-
-    def find(self, path: str, tensor: Tensor, piece: int) -> SegmentChunks | None:
-        """The tensor of that name in the same file of a version before, or else in any file.
-
-        It is cut into pieces of as many numbers as `tensor` is into those of `piece` bytes.
-        """
-        for snapshot in self._snapshots:
-            if (entry := snapshot.files.get(path)) is not None:
-                segments = (segment for _, segment in self.db.manifest(entry.manifest).tensors())
-                if found := _fitting(segments, tensor, piece):
-                    return found
-        if not tensor.name:
-            return None
-        if self._by_name is None:
-            self._by_name = self._named()
-        return _fitting(self._by_name.get(tensor.name, ()), tensor, piece)
-
-    def _named(self) -> dict[str, list[SegmentChunks]]:
-        """Every tensor of the versions, by name; those of the most likely version first."""
-        named: dict[str, list[SegmentChunks]] = {}
-        for snapshot in self._snapshots:
-            for entry in snapshot.files.values():
-                for tensor, segment in self.db.manifest(entry.manifest).tensors():
-                    named.setdefault(tensor.name, []).append(segment)
-        return named
-
-
-def _fitting(segments: Iterable[SegmentChunks], tensor: Tensor, piece: int) -> SegmentChunks | None:
-    """The first of the segments that has this tensor's name and can be a base for it."""
-    kind = word_type(tensor.dtype)
-    for segment in segments:
-        other = segment.tensor
-        if other is None or other.name != tensor.name or not segment.count:
-            continue
-        other_kind = word_type(other.dtype)
-        if (
-            comparable(kind, other_kind)
-            and segment.piece // other_kind.size == piece // kind.size
-            and _aligned(tensor, other)
-        ):
-            return segment
-    return None
+    other = segment.tensor
+    if other is None or not segment.count:
+        return False
+    kind, other_kind = word_type(tensor.dtype), word_type(other.dtype)
+    return (
+        comparable(kind, other_kind)
+        and segment.piece // other_kind.size == piece // kind.size
+        and _aligned(tensor, other)
+    )
 
 
 def _aligned(one: Tensor, other: Tensor) -> bool:

@@ -173,6 +173,8 @@ class Session:
 
     def add_sketches(self, manifest: Id, model: str, path: str, rows: Rows) -> None:
         """Keep sketches of tensors in a file of `model`; which file is filled in here."""
+        if not len(rows):
+            return
         rows = rows.copy()
         rows["file"] = len(self._files)
         self._files.append(file_row(manifest, model, path))

@@ -6,15 +6,15 @@ megabytes at a time; one thread appends the results to the pack in the order of 
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import xxhash
 
-from mstore.bases import BaseFinder, BaseReader
+from mstore.basefinder import BaseFinder
+from mstore.bases import BaseReader
 from mstore.chunking import DEFAULT_CHUNK_SIZE, ContentChunker, piece_size
-from mstore.chunkreader import default_threads
 from mstore.chunkstore import Session
 from mstore.codecs.base import Base
 from mstore.codecs.choose import Encoder
@@ -25,6 +25,7 @@ from mstore.layout import Layout, Segment
 from mstore.objects import Manifest, SegmentChunks
 from mstore.pack import Record
 from mstore.sources import BufferSource, Source
+from mstore.threads import default_threads
 
 _BATCH_BYTES = 4 << 20
 _BATCH_PIECES = 64
@@ -148,7 +149,8 @@ class Ingest:
             # After an error nobody else would close what is still being read.
             self._open.add(file.source)
             state = _File(file)
-            for segment in file.layout.segments:
+            bases = self._find_bases(file)
+            for segment, base in zip(file.layout.segments, bases, strict=True):
                 tensor = segment.tensor
                 if tensor is None:
                     state.segments.append(target := _Collected(segment, 0))
@@ -156,10 +158,14 @@ class Ingest:
                 else:
                     piece = piece_size(tensor.dtype, self.chunk_size)
                     state.segments.append(target := _Collected(segment, piece))
-                    finder = self._finder
-                    base = finder.find(file.path, tensor, piece) if finder else None
                     yield from _fixed_pieces(file.source, tensor.dtype, target, base)
             yield state
+
+    def _find_bases(self, file: FileToStore) -> Sequence[SegmentChunks | None]:
+        """What each segment may be coded against."""
+        if self._finder is None:
+            return [None] * len(file.layout.segments)
+        return self._finder.find(file.path, file.source, file.layout, self.chunk_size)
 
     def _store_batch(self, batch: _Batch) -> _Stored:
         """Runs in a worker thread."""

@@ -37,7 +37,7 @@ HEAD = 32
 
 _VERSION = 1
 _MAGIC = b"MSTORESK"
-_HEADER = struct.Struct("<8sHHIQIIQQQQ")
+_HEADER = struct.Struct("<8sHHIQI20xQQ")
 _SUM = 8
 _CAST = "f16", "bf16", "f32", "f64"
 _COLUMN_MAJOR = 1 << 55
@@ -139,7 +139,7 @@ class Sketches:
         if len(data) < _HEADER.size or data[:8] != _MAGIC:
             raise CorruptDataError(f"sketches {name} do not start as sketches do")
         head = _HEADER.unpack_from(data)
-        _, version, _, class_count, self.count, file_count, *_, self._checksum, check = head
+        _, version, _, class_count, self.count, file_count, self._checksum, check = head
         if check != xxhash.xxh3_64_intdigest(data[: _HEADER.size - _SUM]):
             raise CorruptDataError(f"sketches {name}: the header is damaged")
         if version > _VERSION:
@@ -214,9 +214,9 @@ def encode(files: Files, rows: Rows) -> list[Buffer]:
     """The parts of an object with these rows, each origin once, and the files that have some."""
     files, rows = _each_once(files, rows)
     rows = rows[np.lexsort((rows["spread"], rows["class"]))]
-    keys, counts = np.unique(rows["class"], return_counts=True)
+    keys, sizes = np.unique(rows["class"], return_counts=True)
     classes = np.empty(len(keys), CLASS_DTYPE)
-    classes["key"], classes["end"] = keys, np.cumsum(counts)
+    classes["key"], classes["end"] = keys, np.cumsum(sizes)
     origins = np.empty(len(rows), ORIGIN_DTYPE)
     origins["file"], origins["segment"] = rows["file"], rows["segment"]
     samples = rows["samples"]
@@ -225,8 +225,8 @@ def encode(files: Files, rows: Rows) -> list[Buffer]:
     hasher = xxhash.xxh3_64()
     for part in body:
         hasher.update(part)
-    fields = (len(classes), len(rows), len(files), 0, 0, 0, 0, hasher.intdigest())
-    head = _HEADER.pack(_MAGIC, _VERSION, 0, *fields, 0)[:-_SUM]
+    counts = (len(classes), len(rows), len(files))
+    head = _HEADER.pack(_MAGIC, _VERSION, 0, *counts, hasher.intdigest(), 0)[:-_SUM]
     return [head + xxhash.xxh3_64_digest(head)[::-1], *body]
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mstore.bases import BaseFinder
+from mstore.basefinder import BaseFinder
 from mstore.checks import MetadataValue
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.chunkstore import Session, StaleSessionError
@@ -94,14 +94,15 @@ def record(
     for _attempt in range(_ATTEMPTS):
         try:
             with Session(db) as session:
+                finder = _finder(db, (*bases, *target.parents))
                 ingest = Ingest(
                     session,
-                    bases=_finder(db, (*bases, *target.parents)),
+                    bases=finder,
                     threads=threads,
                     chunk_size=chunk_size,
                     progress=progress,
                 )
-                return _record(db, session, ingest, target, content, description, announce)
+                return _record(db, session, ingest, finder, target, content, description, announce)
         except StaleSessionError:
             # gc removed chunks this attempt relied on; the next one stores them again.
             db.refresh()
@@ -119,6 +120,7 @@ def _record(
     db: Database,
     session: Session,
     ingest: Ingest,
+    finder: BaseFinder,
     target: Target,
     content: Content,
     description: Description,
@@ -129,7 +131,9 @@ def _record(
     for file, manifest in ingest.store(content.open_files()):
         read += manifest.size
         executable = file.path in content.executable
-        files[file.path] = FileEntry(session.add_object(manifest), manifest.size, executable)
+        manifest_id = session.add_object(manifest)
+        files[file.path] = FileEntry(manifest_id, manifest.size, executable)
+        session.add_sketches(manifest_id, target.model, file.path, finder.sketches(file.path))
     snapshot = Snapshot(files)
     snapshot_id = session.add_object(snapshot)
     logical = sum(entry.size for entry in files.values())

@@ -1,0 +1,184 @@
+"""Which stored tensors are like new ones: sketches of these are compared with those that are kept.
+
+The distance of two tensors is that of their sketches, squared, as a part of how much the values of
+the new one spread, squared: 0 for the same values, far below 0.1 for a fine-tune, about 2 for
+weights that have nothing to do with each other.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import sqrt
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from mstore.codecs.words import word_type
+from mstore.dtypes import BY_NAME, DType
+from mstore.errors import MstoreError
+from mstore.ids import Id
+from mstore.layout import Layout
+from mstore.numpy_dtypes import numpy_dtype
+from mstore.root import SketchRef
+from mstore.sketches import (
+    HEAD,
+    PLACES,
+    REACH,
+    ROW_DTYPE,
+    SAMPLES,
+    Rows,
+    Sketches,
+    Values,
+    class_of,
+    spread_of,
+    values_of,
+)
+from mstore.sources import Source
+from mstore.storage.base import Storage
+
+NEAR = 0.1
+"""The distance up to which tensors count as alike: beyond it the differences save too little."""
+
+_MOST = 4
+_ROWS_AT_ONCE = 1 << 14
+# Sums of few single-precision products are right to a few parts in a million.
+_ROUNDING = 1e-5
+
+_PARTS = {"c64": "f32", "c128": "f64", "f8_e8m0": "u8"}
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """A stored tensor that is like a new one, and how near it is.
+
+    `segment` is its number in the manifest; `model` and `path` are the fingerprints of where that
+    was committed first.
+    """
+
+    distance: float
+    manifest: Id
+    segment: int
+    model: int
+    path: int
+
+
+def sketch(source: Source, layout: Layout, segments: Sequence[int]) -> Rows:
+    """Sketches of these segments of a file that are tensors, shape (n,); `file` is 0.
+
+    Those too short for one, or with all values the same, are left out. Raises what reading the
+    source does.
+    """
+    keys = {}
+    for number in segments:
+        tensor = layout.segments[number].tensor
+        if tensor is not None and (key := class_of(tensor)) is not None:
+            keys[number] = key
+    rows = np.zeros(len(keys), ROW_DTYPE)
+    rows["segment"], rows["class"] = list(keys), list(keys.values())
+    values = _sampled(source, layout, list(keys))
+    rows["samples"] = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    values = values_of(rows["samples"])
+    rows["samples"][~np.isfinite(values)] = 0
+    rows["spread"] = spread_of(values_of(rows["samples"]))
+    told: Rows = rows[(rows["spread"] > 0) & np.isfinite(rows["spread"])]
+    return told
+
+
+def _sampled(source: Source, layout: Layout, segments: Sequence[int]) -> Values:
+    """The sampled values of these segments, shape (n, SAMPLES)."""
+    values = np.empty((len(segments), SAMPLES), np.float32)
+    by_type: dict[DType, list[int]] = {}
+    for row, number in enumerate(segments):
+        tensor = layout.segments[number].tensor
+        assert tensor is not None
+        by_type.setdefault(tensor.dtype, []).append(row)
+    scratch = memoryview(bytearray(8 * REACH))
+    for dtype, rows in by_type.items():
+        kind = word_type(dtype)
+        words = np.empty((len(rows), SAMPLES), kind.native)
+        for place, row in enumerate(rows):
+            offset = layout.segments[segments[row]].offset
+            view = source.view(offset, REACH * kind.size, scratch)
+            words[place] = np.frombuffer(view, kind.stored)[PLACES]
+        number_type = "u8" if dtype.bits < 8 else _PARTS.get(kind.name, kind.name)
+        with np.errstate(all="ignore"):
+            values[rows] = words.view(numpy_dtype(BY_NAME[number_type])).astype(np.float32)
+    return values
+
+
+def nearest(storage: Storage, refs: Iterable[SketchRef], rows: Rows) -> list[list[Like]]:
+    """For each sketch the stored tensors that are like it, the nearest first, one of a manifest.
+
+    An object of sketches that is damaged, or gone, is passed over.
+    """
+    found: list[dict[Id, Like]] = [{} for _ in rows]
+    keys = np.unique(rows["class"]).tolist() if len(rows) else []
+    for ref in refs if keys else ():
+        with suppress(MstoreError):
+            sketches = Sketches.open(storage, ref)
+            for key in keys:
+                numbers = np.flatnonzero(rows["class"] == key)
+                for query, like in _in_class(sketches, sketches.rows_of(key), rows[numbers]):
+                    likes = found[numbers[query]]
+                    known = likes.get(like.manifest)
+                    if known is None or like.distance < known.distance:
+                        likes[like.manifest] = like
+    return [sorted(likes.values(), key=lambda like: like.distance)[:_MOST] for likes in found]
+
+
+def _in_class(sketches: Sketches, part: slice, queries: Rows) -> Iterator[tuple[int, Like]]:
+    """The tensors among rows of one class that are like any of the queries, each with its number.
+
+    Both steps before the distances themselves rule out only what cannot be near: the spreads of
+    what is near differ little, and the heads alone are no farther apart than all values are.
+    """
+    spreads = sketches.spreads[part]
+    ends = queries["spread"].min() * (1 - sqrt(NEAR)), queries["spread"].max() * (1 + sqrt(NEAR))
+    start, stop = (np.searchsorted(spreads, np.array(ends, np.float32)) + part.start).tolist()
+    # In units of the largest spread, no square is too large or too small for single precision.
+    unit = np.float32(1) / queries["spread"].max()
+    values = values_of(queries["samples"])
+    middle = values.mean()
+    bounds = NEAR * (queries["spread"] * unit) ** 2
+    heads = (values[:, :HEAD] - middle) * unit
+    for at in range(start, stop, _ROWS_AT_ONCE):
+        slab = slice(at, min(at + _ROWS_AT_ONCE, stop))
+        with np.errstate(all="ignore"):
+            stored = (values_of(sketches.heads[slab]) - middle) * unit
+            query, row = _least(_squared_distances(heads, stored), bounds)
+            row += at
+            joined = np.concatenate((sketches.heads[row], sketches.tails[row]), axis=1)
+            apart = (values_of(joined) - values[query]) / queries["spread"][query, None]
+            distances = np.einsum("ij,ij->i", apart, apart)
+        for hit in np.flatnonzero(distances < NEAR).tolist():
+            file, segment = sketches.origins[row[hit]].tolist()
+            if file < len(sketches.files):
+                manifest, model, path = sketches.files[file]
+                like = Like(
+                    float(distances[hit]), manifest.tobytes(), segment, int(model), int(path)
+                )
+                yield int(query[hit]), like
+
+
+def _squared_distances(queries: Values, stored: Values) -> Values:
+    """Those of each of `queries` (q, n) from each of `stored` (r, n), shape (q, r)."""
+    distances: Values = queries @ (-2 * stored).T
+    distances += np.einsum("ij,ij->i", stored, stored)
+    distances += np.einsum("ij,ij->i", queries, queries)[:, None]
+    return distances
+
+
+def _least(distances: Values, bounds: Values) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Query and row of those pairs (q, r) within the bounds (q,) of their queries.
+
+    Of each query only the nearest few: many are as near only where one is stored again and again.
+    """
+    within = distances <= (bounds + _ROUNDING)[:, None]
+    if within.sum() > 16 * len(bounds):
+        few = np.argpartition(distances, 15, axis=1)[:, :16]
+        kept = np.zeros_like(within)
+        np.put_along_axis(kept, few, values=True, axis=1)
+        within &= kept
+    query, row = np.nonzero(within)
+    return query, row
