@@ -5,7 +5,6 @@ Every chunk's checksum is compared before its bytes are handed on, so damage or 
 can never give wrong weights.
 """
 
-import os
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -27,6 +26,7 @@ from mstore.ids import ID_SIZE, Id, Kind
 from mstore.index import Index
 from mstore.pack import check_raw, decode_record
 from mstore.readplan import ChunkPlan, plan_chunks
+from mstore.threads import default_threads
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done; called from one thread."""
@@ -90,11 +90,6 @@ class Wanted:
     def some(self, numbers: NDArray[np.int64]) -> "Wanted":
         """Those of these numbers (m,)."""
         return Wanted(self.ids[numbers], self.positions[numbers], self.lengths[numbers])
-
-
-def default_threads() -> int:
-    """Threads to work with: one per processor, eight at most."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4)
 
 
 class ChunkReader:

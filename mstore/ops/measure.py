@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mstore.bulkindex import Ids, as_ids, locate
-from mstore.chunkreader import default_threads
 from mstore.database import Database
 from mstore.dtypes import DType
 from mstore.ops.compare import Numbers, Sums, compare, sums_of_same
 from mstore.ops.sides import Place, Side, Span
+from mstore.threads import default_threads
 
 _GROUP_BYTES = 8 << 20
 """What one thread reads at once, of both sides together; at least one chunk of each."""
