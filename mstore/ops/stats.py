@@ -29,12 +29,13 @@ class StoredBytes:
     data_packs: int
     metadata_packs: int
     indexes: int
+    sketches: int
     roots: int
 
     @property
     def total(self) -> int:
         """Bytes of all stored objects."""
-        return self.data_packs + self.metadata_packs + self.indexes + self.roots
+        return self.data_packs + self.metadata_packs + self.indexes + self.sketches + self.roots
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,10 @@ class Stats:
 
     `files` and `chunks` are counted once however many versions share them, and so are the
     `tensors` of those files. `logical` is the files of all commits together, `unique` the raw
-    bytes of the distinct chunks, `encoded` their records in packs; `deltas` is what is coded
-    against others of that. `stored`, `dead` (bytes in
-    packs that no ref reaches) and `packs` are of the whole repository in any case, since models
-    share packs. `versions` are the commits, newest first.
+    bytes of the distinct chunks, `encoded` their records in packs; `deltas` tells which part of
+    these is coded against others. `stored`, `dead` (bytes in packs that no ref reaches) and `packs`
+    are of the whole repository in any case, since models share packs. `versions` are the commits,
+    newest first.
     """
 
     models: int
@@ -155,6 +156,7 @@ def _stored_bytes(db: Database, packs: dict[str, int]) -> StoredBytes:
         data_packs=sum(packs.values()) - metadata,
         metadata_packs=metadata,
         indexes=sum(info.size for info in db.storage.list("indexes/")),
+        sketches=sum(info.size for info in db.storage.list("sketches/")),
         roots=sum(info.size for info in db.storage.list("roots/")),
     )
 
