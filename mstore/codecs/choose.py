@@ -131,7 +131,7 @@ class Encoder:
         constant = _attempt(self._constant, raw, dtype, len(raw))
         if constant is not None or dtype is None or not bases or not raw:
             return constant or self._choose_own(raw, dtype)
-        number, share = self._choose_base(raw, dtype, bases)
+        number, share = self.choose_base(raw, dtype, bases)
         if number is None:
             return self._choose_own(raw, dtype)
         own_share = self._own_share(raw, dtype)
@@ -154,10 +154,13 @@ class Encoder:
             return _attempt(self._zstd, raw, dtype, limit) or planes
         return planes
 
-    def _choose_base(
+    def choose_base(
         self, raw: memoryview, dtype: DType, bases: Sequence[Base]
     ) -> tuple[int | None, float]:
-        """The best base, and the part of `raw` that the differences from it will take."""
+        """The base to try, None if there is none, and the part of `raw` that differences will take.
+
+        By a sample: about a tenth of the time that encoding takes.
+        """
         kind = word_type(dtype)
         best, best_share, best_depth = None, 1.0, 0
         for number in sorted(range(len(bases)), key=lambda at: bases[at].depth):
