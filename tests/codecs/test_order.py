@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mstore.codecs.order import LAST_KEY, SMALLEST_GROUP, Order, Sorter
+from mstore.codecs.order import LAST_KEY, LONGEST_ORDER, SMALLEST_GROUP, Order, Sorter
 
 KEYS = st.integers(0, LAST_KEY)
 COUNTS = st.sampled_from([0, 1, 2, 100, 4095, 4096, 4097, 9000])
@@ -77,3 +77,29 @@ def test_an_order_shorter_than_the_one_before_is_right() -> None:
     for count in (5000, 10, 0, 6000, 1):
         keys = np.random.default_rng(count).integers(0, 256, count, np.uint8)
         assert sorter.order(keys).places.tolist() == np.argsort(keys, kind="stable").tolist()
+
+
+def test_an_order_is_found_right_unless_it_is_not() -> None:
+    """Places that were swapped, with their keys too, a number that is missing, and one of another key."""
+    keys = np.random.default_rng(0).integers(100, 120, 5000, np.uint8)
+    sorter = Sorter()
+    assert sorter.order(keys).is_right()
+    order = sorter.order(keys)
+    order.places[[7, 8]] = order.places[[8, 7]]
+    assert not order.is_right()
+    order = sorter.order(keys)
+    for array in (order.places, order._pairs):
+        array[[7, 8]] = array[[8, 7]]
+    assert not order.is_right()
+    for at, change in [(0, 1), (4999, 1 << 24), (2500, 1 << 30)]:
+        order = sorter.order(keys)
+        order._pairs[at] ^= change
+        order.places[at] = order._pairs[at] & (LONGEST_ORDER - 1)
+        assert not order.is_right()
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_the_shortest_orders_are_right(count: int) -> None:
+    order = Sorter().order(np.zeros(count, np.uint8))
+    assert order.is_right()
+    assert order.end(LAST_KEY) == count
