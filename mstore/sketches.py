@@ -235,18 +235,25 @@ def merge_sketches(storage: Storage, refs: Sequence[SketchRef]) -> tuple[Files, 
 
     Raises UnsupportedVersionError when one is of a newer format: its rows are not ours to drop.
     """
-    all_files, all_rows = [np.empty(0, FILE_DTYPE)], [np.empty(0, ROW_DTYPE)]
-    count = 0
+    parts = []
     for ref in refs:
         try:
             sketches = Sketches.open(storage, ref)
             sketches.check()
         except (CorruptDataError, NotFoundError):
             continue
-        rows = sketches.table()
+        parts.append((sketches.files, sketches.table()))
+    return joined(parts)
+
+
+def joined(parts: Sequence[tuple[Files, Rows]]) -> tuple[Files, Rows]:
+    """Several files with their rows as one; `file` of the rows given is changed."""
+    all_files, all_rows = [np.empty(0, FILE_DTYPE)], [np.empty(0, ROW_DTYPE)]
+    count = 0
+    for files, rows in parts:
         rows["file"] += count
-        count += len(sketches.files)
-        all_files.append(sketches.files)
+        count += len(files)
+        all_files.append(files)
         all_rows.append(rows)
     return np.concatenate(all_files), np.concatenate(all_rows)
 

@@ -60,7 +60,8 @@ def _print_totals(found: Stats) -> None:
     table.add("on disk", text.size(stored.total), text.count(found.packs, "pack"))
     table.add("  weights", text.size(stored.data_packs), "")
     table.add("  metadata", text.size(stored.metadata_packs), "")
-    table.add("  indexes and log", text.size(stored.indexes + stored.roots), "")
+    rest = stored.indexes + stored.sketches + stored.roots
+    table.add("  indexes and log", text.size(rest), "")
     free = "no branch or tag reaches it; free it with: mstore gc" if found.dead else ""
     table.add("dead", text.size(found.dead), free)
     table.print()
@@ -123,6 +124,7 @@ def _document(found: Stats) -> dict[str, object]:
             "data_packs": found.stored.data_packs,
             "metadata_packs": found.stored.metadata_packs,
             "indexes": found.stored.indexes,
+            "sketches": found.stored.sketches,
             "roots": found.stored.roots,
             "total": found.stored.total,
         },

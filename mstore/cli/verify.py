@@ -39,7 +39,7 @@ def verify(call: Invocation, quick: bool) -> None:
 
 
 def _stored_bytes(call: Invocation) -> int:
-    folders = ("packs/", "indexes/", "roots/")
+    folders = ("packs/", "indexes/", "sketches/", "roots/")
     return sum(info.size for folder in folders for info in call.db.storage.list(folder))
 
 

@@ -21,6 +21,7 @@ from mstore.chunkstore import Session, StaleSessionError
 from mstore.database import Database
 from mstore.errors import ConflictError, CorruptDataError, InvalidInputError, MstoreError
 from mstore.ids import Id, Kind
+from mstore.ops.livesketches import LiveSketches
 from mstore.ops.marks import Marks, Reached
 from mstore.ops.rewrite import Limits, Shelf, delete_condemned
 from mstore.pack import pack_key
@@ -67,6 +68,7 @@ class _Plan:
     sizes: dict[str, int]
     chunks: Shelf
     metadata: Shelf
+    sketches: LiveSketches
     commits: int
     lost: tuple[LostCommit, ...]
     forgotten: frozenset[Id]
@@ -97,7 +99,8 @@ def collect(
             plan = _plan(db, root, keep_last, model)
             if dry_run:
                 return _report(plan, leftovers=0, copied=_expected_copy(plan))
-            if not plan.garbage and plan.forgotten == root.forgotten:
+            unchanged = plan.forgotten == root.forgotten and plan.sketches.whole == root.sketches
+            if not plan.garbage and unchanged:
                 break
             with Session(db) as session:
                 condemned, copied = _rewrite(db, session, plan, progress)
@@ -125,7 +128,9 @@ def _plan(db: Database, root: Root, keep_last: int | None, model: str | None) ->
     reached = Reached(db)
     reached.add(kept)
     sizes = {
-        info.key: info.size for prefix in ("packs/", "indexes/") for info in db.storage.list(prefix)
+        info.key: info.size
+        for prefix in ("packs/", "indexes/", "sketches/")
+        for info in db.storage.list(prefix)
     }
     limits = Limits(_MIN_LIVE, _SMALL_PACK, _MANY_SMALL_PACKS)
     chunks, metadata = (
@@ -135,12 +140,14 @@ def _plan(db: Database, root: Root, keep_last: int | None, model: str | None) ->
             (root.metadata_indexes, reached.metadata),
         )
     )
-    needed = chunks.needed() | metadata.needed()
+    sketches = LiveSketches.plan(db.storage, root.sketches, reached.metadata)
+    needed = chunks.needed() | metadata.needed() | {ref.key for ref in sketches.whole}
     return _Plan(
         root=root,
         sizes=sizes,
         chunks=chunks,
         metadata=metadata,
+        sketches=sketches,
         commits=reached.commits,
         lost=tuple(_lost_commits(db, reached.metadata)),
         forgotten=forgotten,
@@ -198,11 +205,14 @@ def _rewrite(
         plan.root,
         indexes=(*trimmed[0], *copied_chunks),
         metadata_indexes=(*trimmed[1], *copied_metadata),
+        sketches=plan.sketches.store(db.storage),
         condemned=(plan.root.condemned | plan.garbage) - plan.root.doomed,
         forgotten=plan.forgotten,
         restores=None,
     )
-    new = {ref.key: ref.size for ref in changed.all_indexes() if ref.key not in plan.sizes}
+    listed = {ref.key: ref.size for ref in changed.all_indexes()}
+    listed.update((ref.key, ref.size) for ref in changed.sketches)
+    new = {key: size for key, size in listed.items() if key not in plan.sizes}
     return changed, session.stored_packs + sum(new.values())
 
 
@@ -220,7 +230,7 @@ def _report(plan: _Plan, *, leftovers: int, copied: int) -> Report:
         packs=len(packs - plan.garbage),
         rewritten=len(rewritten),
         deleted=len((packs & plan.garbage) - rewritten),
-        indexes=len(plan.garbage - packs),
+        indexes=sum(key.startswith("indexes/") for key in plan.garbage),
         kept=sum(plan.sizes.values()) - freed + copied,
         freed=freed - copied,
         leftovers=leftovers,

@@ -30,6 +30,15 @@ class Marks:
         self.indexes = indexes
         self.masks = [np.zeros(len(index), np.bool_) for index in indexes]
 
+    def marked(self, ids: Ids) -> NDArray[np.bool_]:
+        """Which of these ids (n, 32) are marked; shape (n,)."""
+        numbers, rows = search(self.indexes, ids)
+        marked = np.zeros(len(ids), np.bool_)
+        for number, mask in enumerate(self.masks):
+            places = np.flatnonzero(numbers == number)
+            marked[places] = mask[rows[places]]
+        return marked
+
     def add(self, ids: Ids) -> None:
         """Mark these ids and the bases they are coded against.
 

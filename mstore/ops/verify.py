@@ -19,6 +19,7 @@ from mstore.ops.records import Fault, Records
 from mstore.pack import pack_key
 from mstore.root import Root, decode
 from mstore.rootlog import KEEP_ROOTS, RootLog, root_key
+from mstore.sketches import Sketches
 from mstore.storage.base import Storage
 
 _ATTEMPTS = 3
@@ -100,6 +101,7 @@ class _Verification:
     def run(self, *, quick: bool, threads: int | None) -> VerifyReport:
         """Check all, in the order in which one thing leads to another."""
         self._check_roots(RootLog(self.storage))
+        self._check_sketches()
         packs = {info.key: info.size for info in self.storage.list("packs/")}
         metadata = self._records(self.root.metadata_indexes, packs, metadata=True)
         chunks = self._records(self.root.indexes, packs, metadata=False)
@@ -168,6 +170,18 @@ class _Verification:
                     self.faults.append(Fault(*name, "does not follow on the root before it"))
                 before = identify_root(stored)
 
+    def _check_sketches(self) -> None:
+        """What similar tensors are found by; its damage harms no version."""
+        for ref in self.root.sketches:
+            try:
+                sketches = Sketches.open(self.storage, ref)
+                self._done(ref.size)
+                sketches.check()
+            except NotFoundError:
+                self.faults.append(Fault(f"sketches {ref.name}", ref.key, "are missing"))
+            except MstoreError as error:
+                self.faults.append(Fault(f"sketches {ref.name}", ref.key, error.message))
+
     def _records(
         self, refs: Iterable[IndexRef], packs: Mapping[str, int], *, metadata: bool
     ) -> Records:
@@ -198,9 +212,12 @@ class _Verification:
         if any(fault.where in live for fault in self.faults):
             return  # what a damaged index names is not known
         indexes = {info.key: info.size for info in self.storage.list("indexes/")}
+        sketches = {info.key: info.size for info in self.storage.list("sketches/")}
+        live_sketches = {ref.key for ref in self.root.sketches}
         for sizes, used, what in (
             (packs, named, "packs that no index names"),
             (indexes, live, "indexes that have been replaced or never came into use"),
+            (sketches, live_sketches, "objects of sketches that have been replaced"),
         ):
             idle = [size for key, size in sizes.items() if key not in used]
             if idle:

@@ -30,7 +30,8 @@ def keys(repo: Repository) -> set[str]:
 
 def size(repo: Repository) -> int:
     storage = repo.database.storage
-    return sum(i.size for prefix in ("packs/", "indexes/") for i in storage.list(prefix))
+    folders = ("packs/", "indexes/", "sketches/")
+    return sum(info.size for folder in folders for info in storage.list(folder))
 
 
 def test_nothing_to_do(repo: Repository) -> None:
