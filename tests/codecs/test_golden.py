@@ -13,6 +13,21 @@ NAMES = [
     "constant-c128",
     "constant-f32",
     "constant-opaque",
+    "delta-bf16-from-f16",
+    "delta-bf16-from-f32",
+    "delta-c64",
+    "delta-f16-from-f32",
+    "delta-f16-from-f64",
+    "delta-f32-dense",
+    "delta-f32-equal",
+    "delta-f32-from-big-endian-bf16",
+    "delta-f32-from-f64",
+    "delta-f32-rest",
+    "delta-f32-sparse",
+    "delta-f64-from-f32",
+    "delta-f8-ordered",
+    "delta-i64",
+    "delta-i8",
     "planes-bf16",
     "planes-bool",
     "planes-c64",
@@ -32,8 +47,9 @@ def test_a_stored_payload_decodes_to_what_it_always_did(name: str) -> None:
     content = json.loads((GOLDEN / f"{name}.json").read_text())
     raw = bytes.fromhex(content["raw"])
     out = bytearray(len(raw))
+    base = memoryview(bytes.fromhex(content["base"])) if "base" in content else None
     Decoder().decode(
-        content["codec"], memoryview(bytes.fromhex(content["payload"])), memoryview(out)
+        content["codec"], memoryview(bytes.fromhex(content["payload"])), memoryview(out), base
     )
     assert out == raw
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mstore.codecs.base import Codec
+from mstore.codecs.base import Codec, DeltaCodec
 from mstore.codecs.constant import Constant
+from mstore.codecs.delta import Delta
 from mstore.codecs.general import Raw, Zstd
 from mstore.codecs.planes import Planes
 from mstore.dtypes import BY_NAME
@@ -42,19 +43,78 @@ def cases() -> dict[str, tuple[Codec, str | None, bytes]]:
     }
 
 
+def deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
+    """Element type and raw bytes of a chunk, then of its base, for codec delta."""
+    rng = np.random.default_rng(21)
+    old = rng.normal(0, 0.02, 300).astype(np.float32)
+    new = (old * (1 + 1e-3 * rng.normal(0, 1, 300))).astype(np.float32)
+    few = np.where(rng.random(300) < 0.05, new, old)
+    odd = np.array(
+        [0x7FC00000, 0xFFC12345, 0x7F800001, 0x7F800000, 0xFF800000, 0x80000000, 0, 1, 0x807FFFFF,
+         0x33000000, 0x33000001, 0x387FF000, 0x477FF000, 0x7F7FFFFF, 0x3F808000, 0x3F818000],
+        np.uint32,
+    )  # fmt: skip
+    # Numbers of two exponents, of which only the greater ones change.
+    greater = rng.integers(0, 2, 8600, np.uint8)
+    bytes8 = (40 + 40 * greater + rng.integers(0, 4, 8600)).astype(np.uint8)
+    moved8 = (bytes8 + greater * (rng.random(8600) < 0.2)).astype(np.uint8)
+    odd64 = odd.view(np.float32)
+    odd64 = np.where(np.isnan(odd64), np.float32(1), odd64).astype(np.float64) * 1.0000001
+    return {
+        "delta-f32-dense": ("f32", new.tobytes(), "f32", old.tobytes()),
+        "delta-f32-sparse": ("f32", few.tobytes(), "f32", old.tobytes()),
+        "delta-f32-equal": (">f32", old.byteswap().tobytes(), "f32", old.tobytes()),
+        "delta-f32-rest": ("f32", new.tobytes(), "f32", old[:100].tobytes() + b"ab"),
+        "delta-f16-from-f32": ("f16", bytes(32), "f32", odd.tobytes()),
+        "delta-bf16-from-f32": ("bf16", bytes(32), "f32", odd.tobytes()),
+        "delta-f64-from-f32": ("f64", bytes(128), "f32", odd.tobytes()),
+        "delta-f16-from-f64": ("f16", bytes(32), "f64", odd64.tobytes()),
+        "delta-f32-from-f64": ("f32", bytes(64), "f64", odd64.tobytes()),
+        "delta-f32-from-big-endian-bf16": (
+            "f32", new.tobytes(), ">bf16", (old.view(np.uint32) >> 16).astype(">u2").tobytes(),
+        ),
+        "delta-bf16-from-f16": (
+            "bf16", bytes(32), "f16", np.arange(16, dtype=np.uint16).tobytes(),
+        ),
+        "delta-i8": ("i8", bytes8[:90].tobytes(), "u8", moved8[99:9:-1].tobytes()),
+        "delta-i64": (
+            "i64", np.arange(-40, 60).tobytes(), ">u64", np.arange(100, dtype=">u8").tobytes(),
+        ),
+        "delta-f8-ordered": ("f8_e5m2", moved8.tobytes(), "f8_e5m2", bytes8.tobytes()),
+        "delta-c64": ("c64", new.tobytes(), "f32", old.tobytes()),
+    }  # fmt: skip
+
+
+def delta_payload(codec: DeltaCodec, dtype: str, raw: bytes, base_dtype: str, base: bytes) -> bytes:
+    """What `codec` makes of `raw` given `base`."""
+    parts = codec.encode(memoryview(raw), BY_NAME[dtype], memoryview(base), BY_NAME[base_dtype])
+    assert parts is not None
+    return b"".join(parts)
+
+
+def write(name: str, content: dict[str, object]) -> None:
+    """Write one file, and say so."""
+    with (GOLDEN / f"{name}.json").open("x") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    print("wrote", name)
+
+
 def main() -> None:
-    """Write what is missing, and say so."""
+    """Write what is missing."""
     for name, (codec, dtype, raw) in cases().items():
-        path = GOLDEN / f"{name}.json"
-        if path.exists():
+        if (GOLDEN / f"{name}.json").exists():
             continue
         parts = codec.encode(memoryview(raw), BY_NAME[dtype] if dtype else None)
         assert parts is not None, name
         content = {"codec": codec.number, "raw": raw.hex(), "payload": b"".join(parts).hex()}
-        with path.open("x") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        print("wrote", path.name)
+        write(name, content)
+    for name, (target, raw, source, base) in deltas().items():
+        if (GOLDEN / f"{name}.json").exists():
+            continue
+        payload = delta_payload(Delta(), target, raw, source, base)
+        content = {"codec": Delta.number, "raw": raw.hex(), "payload": payload.hex()}
+        write(name, content | {"base": base.hex()})
 
 
 if __name__ == "__main__":
