@@ -10,16 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from math import sqrt
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.codecs.words import word_type
+from mstore.codecs.words import Words, cast, word_type
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import MstoreError
 from mstore.ids import Id
 from mstore.layout import Layout
-from mstore.numpy_dtypes import numpy_dtype
 from mstore.root import SketchRef
 from mstore.sketches import (
     HEAD,
@@ -45,7 +43,8 @@ _ROWS_AT_ONCE = 1 << 14
 # Sums of few single-precision products are right to a few parts in a million.
 _ROUNDING = 1e-5
 
-_PARTS = {"c64": "f32", "c128": "f64", "f8_e8m0": "u8"}
+_PARTS = {"c64": "f32", "c128": "f64"}
+_SINGLE, _BRAIN = (word_type(BY_NAME[name]) for name in ("f32", "bf16"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,8 @@ def sketch(source: Source, layout: Layout, segments: Sequence[int]) -> Rows:
     rows = np.zeros(len(keys), ROW_DTYPE)
     rows["segment"], rows["class"] = list(keys), list(keys.values())
     values = _sampled(source, layout, list(keys))
-    rows["samples"] = values.astype(ml_dtypes.bfloat16).view(np.uint16)
+    rounded = cast(values.view(np.uint32).ravel(), _SINGLE, _BRAIN)
+    rows["samples"] = rounded.reshape(values.shape)
     values = values_of(rows["samples"])
     rows["samples"][~np.isfinite(values)] = 0
     rows["spread"] = spread_of(values_of(rows["samples"]))
@@ -101,9 +101,25 @@ def _sampled(source: Source, layout: Layout, segments: Sequence[int]) -> Values:
             offset = layout.segments[segments[row]].offset
             view = source.view(offset, REACH * kind.size, scratch)
             words[place] = np.frombuffer(view, kind.stored)[PLACES]
-        number_type = "u8" if dtype.bits < 8 else _PARTS.get(kind.name, kind.name)
-        with np.errstate(all="ignore"):
-            values[rows] = words.view(numpy_dtype(BY_NAME[number_type])).astype(np.float32)
+        values[rows] = _as_values(words, dtype)
+    return values
+
+
+def _as_values(words: Words, dtype: DType) -> Values:
+    """Words of elements of `dtype` as numbers; what is no number to us counts as an integer."""
+    kind = word_type(dtype)
+    values: Values
+    if not kind.mantissa:
+        values = words.view(f"{'i' if dtype.family == 'int' else 'u'}{kind.size}")
+        return values.astype(np.float32)
+    if kind.size == 1:
+        # Where the exponents begin does not matter among numbers of one type.
+        exponent, rest = np.divmod((words & 0x7F).astype(np.int32), 1 << kind.mantissa)
+        significand = rest + (exponent > 0) * (1 << kind.mantissa)
+        values = np.ldexp(significand.astype(np.float32), np.maximum(exponent, 1))
+        return np.where(words & 0x80, -values, values)
+    part = word_type(BY_NAME[_PARTS.get(kind.name, kind.name)])
+    values = cast(words.ravel(), part, _SINGLE).view(np.float32).reshape(words.shape)
     return values
 
 
