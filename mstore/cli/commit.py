@@ -81,9 +81,9 @@ def commit(
     Files whose size and times are as before are not read again. A program that writes through a
     memory map (np.memmap) may leave the times as they are; then use --rehash.
 
-    Tensors that changed are stored as their differences from those of the version before, where
-    that takes less. A model that was made from another one, of whatever branch or model, is told
-    so with --base; it can be given several times.
+    Tensors that changed are stored as their differences from those of the version before, or from
+    similar ones in the repository, where that takes less. With --base, which can be given several
+    times, name what they were made from, of whatever branch or model: that is looked at first.
 
     With --repo, and no working directory of that repository here, the files of the current
     directory are recorded as the next version of a branch (main, or --branch). Name the version
