@@ -42,6 +42,8 @@ class BaseFinder:
         It is cut into pieces of as many numbers as the segment will be. What the search for
         similar tensors cannot read is passed over: it is not needed to store the file.
         """
+        if not any(segment.tensor for segment in layout.segments):
+            return [None] * len(layout.segments)
         here = self._named_at(path)
         bases: list[SegmentChunks | None] = []
         wanted = []

@@ -105,12 +105,14 @@ class Relatives:
         for _ in range(_FAMILIES):
             if not waiting:
                 break
-            probe = _median(waiting)
+            probe = _most_telling(waiting)
             best = self._best_version(file, probe)
             if best is not None:
                 self._pair(file, best)
             waiting.pop(probe)
             waiting = {n: likes for n, likes in waiting.items() if n not in file.bases}
+        for number in file.likes.keys() - file.bases.keys():
+            self._take_nearest(file, number)
         same = {number for number, likes in file.likes.items() if likes[0].distance == 0}
         return file.bases, same
 
@@ -183,6 +185,16 @@ class Relatives:
         _pair_by_shape(file, stored, taken)
         file.bases.update((number, stored.segments[at]) for number, at in taken.items())
 
+    def _take_nearest(self, file: _NewFile, number: int) -> None:
+        """Give a tensor that has no family here the nearest one it could be coded against."""
+        for like in file.likes[number]:
+            stored = self._open(like.manifest)
+            if stored.name(like.segment) is not None:
+                segment = stored.segments[like.segment]
+                if file.fits(number, segment):
+                    file.bases[number] = segment
+                    return
+
     def _names(self, file: _NewFile, number: int) -> Iterator[str]:
         """What tensor `number` may be called in a file it comes from, the likeliest first."""
         for like in file.likes.get(number, ()):
@@ -232,11 +244,14 @@ def _nearest_place(places: Sequence[int], place: int) -> int | None:
     return min(around, key=lambda near: abs(places[near] - place), default=None)
 
 
-def _median(likes: Mapping[int, Sequence[Like]]) -> int:
-    """The tensor whose distance from what it is like is neither the least nor the greatest.
+def _most_telling(likes: Mapping[int, Sequence[Like]]) -> int:
+    """The tensor to choose a version by: it is like one in as many files as any.
 
-    Versions of a file are told apart by what changed in each, which a tensor that never changes
-    does not show, nor one that was begun anew.
+    Of several it is the one whose distance is neither the least nor the greatest. Versions of a
+    file are told apart by what changed in each, which a tensor that never changes does not show,
+    nor one that was begun anew.
     """
-    ordered = sorted(likes, key=lambda number: likes[number][0].distance)
+    most = max(map(len, likes.values()))
+    among = [number for number, found in likes.items() if len(found) == most]
+    ordered = sorted(among, key=lambda number: likes[number][0].distance)
     return ordered[len(ordered) // 2]
