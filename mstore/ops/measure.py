@@ -19,7 +19,7 @@ from mstore.bulkindex import Ids, as_ids, locate
 from mstore.database import Database
 from mstore.dtypes import DType
 from mstore.ops.compare import Numbers, Sums, compare, sums_of_same
-from mstore.ops.sides import Place, Side, Span
+from mstore.ops.sides import Place, Side, Span, StoredSide
 from mstore.threads import default_threads
 
 _GROUP_BYTES = 8 << 20
@@ -132,8 +132,13 @@ class _Worker:
         new_parts = [block.after for block in group if block.after is not None]
         middle = sum(part.span.length for part in old_parts)
         scratch = self._scratch(middle + sum(part.span.length for part in new_parts))
-        self._before.read([part.span for part in old_parts], scratch[:middle])
-        self._after.read([part.span for part in new_parts], scratch[middle:])
+        old_spans, new_spans = ([part.span for part in parts] for parts in (old_parts, new_parts))
+        if type(self._before) is type(self._after) is StoredSide:
+            # Read together, a chunk that the other is coded against is decoded once.
+            self._after.read([*old_spans, *new_spans], scratch)
+        else:
+            self._before.read(old_spans, scratch[:middle])
+            self._after.read(new_spans, scratch[middle:])
         olds, news = _views(old_parts, scratch), _views(new_parts, scratch[middle:])
         return [
             sums_of_same(next(olds), self._dtype(block, 0))
