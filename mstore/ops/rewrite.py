@@ -16,7 +16,7 @@ from mstore.bulkindex import columns, merge
 from mstore.chunkstore import Session, store_index
 from mstore.database import Database
 from mstore.index import Index, IndexRef
-from mstore.pack import pack_key, read_record
+from mstore.pack import PACK_HEADER_SIZE, pack_key, read_record
 from mstore.readplan import record_sizes
 from mstore.storage.base import Storage
 
@@ -68,7 +68,9 @@ class Shelf:
                 live[name] = live.get(name, 0) + int(totals[number])
         size = {name: sizes.get(pack_key(name), 0) for name in live}
         small = [name for name in live if size[name] < limits.small]
-        rewrite = {name for name in live if live[name] < limits.min_live * size[name]}
+        rewrite = {
+            name for name in live if live[name] < limits.min_live * (size[name] - PACK_HEADER_SIZE)
+        }
         if len(small) >= limits.many:
             rewrite.update(small)
         return cls(refs, indexes, masks, live, frozenset(rewrite))
