@@ -1,0 +1,150 @@
+"""The section of docs/format.md on codec delta is enough to decode its payloads."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mstore.codecs.base import DELTA
+from mstore.codecs.delta import Delta
+from mstore.codecs.words import cast, comparable, word_type
+from mstore.dtypes import BY_CODE, BY_NAME, DType
+from mstore.errors import MstoreError
+
+READER = Path(__file__).parent / "independent_reader.py"
+PAYLOADS = sorted((Path(__file__).parents[1] / "codecs" / "golden").iterdir())
+FLOATS = ["f16", "bf16", "f32", "f64"]
+HEAD = 16
+
+
+def load_reader() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("independent_reader", READER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+reader = load_reader()
+
+
+@pytest.mark.parametrize("path", PAYLOADS, ids=lambda path: path.stem)
+def test_the_reader_decodes_golden_payloads(path: Path) -> None:
+    content = json.loads(path.read_text())
+    raw, payload = bytes.fromhex(content["raw"]), bytes.fromhex(content["payload"])
+    base = bytes.fromhex(content["base"]) if "base" in content else None
+    assert reader.decode(content["codec"], payload, len(raw), base) == raw
+
+
+def test_the_reader_knows_the_words_of_all_types() -> None:
+    for code in range(256):
+        if code not in BY_CODE:
+            with pytest.raises(reader.RefusedError):
+                reader.word_type(code)
+        else:
+            kind = word_type(BY_CODE[code])
+            name, size, mantissa, stored = reader.word_type(code)
+            assert (name, size, mantissa) == (kind.name, kind.size, kind.mantissa)
+            assert np.dtype(stored) == kind.stored
+
+
+@pytest.mark.parametrize("source", FLOATS)
+def test_both_cast_alike(source: str) -> None:
+    """Words of all exponents, and those just beside halfway between two of the target."""
+    kind, rng = word_type(BY_NAME[source]), np.random.default_rng(1)
+    words = np.frombuffer(rng.bytes(400 * kind.size), kind.native)
+    tops = rng.choice([0, 1, -1], 800).astype(f"i{kind.size}").view(kind.native)
+    near = np.arange(800, dtype=kind.native) << kind.native.type(max(0, kind.mantissa - 8))
+    exponents = np.append(words, words) >> kind.mantissa << kind.mantissa
+    words = np.concatenate([words, near, near + tops, exponents ^ near, (exponents ^ near) + tops])
+    for target in FLOATS:
+        found = cast(words, kind, word_type(BY_NAME[target])).tolist()
+        if source != target:
+            singles = [reader.cast(word, source, "f32") for word in words.tolist()]
+            assert [reader.cast(word, "f32", target) for word in singles] == found
+
+
+def cases(data: st.DataObject) -> tuple[bytes, bytes, int]:
+    """A payload, its base, and the length of what it decodes to."""
+    dtype = data.draw(st.sampled_from(list(BY_NAME.values())))
+    fits = [t for t in BY_NAME.values() if comparable(word_type(dtype), word_type(t))]
+    base_dtype = data.draw(st.sampled_from(fits))
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
+    # Enough for two groups, at times.
+    count = data.draw(st.sampled_from([1, 5, 100, 400, 8800]))
+    how = data.draw(st.sampled_from(["near", "few", "apart", "noise"]))
+    if count > 400 and base_dtype.name.removeprefix(">") != dtype.name.removeprefix(">"):
+        count = 400
+    base = like(base_dtype, count, rng)
+    raw = like(dtype, count, np.random.default_rng(1) if how == "noise" else rng)
+    if dtype.word == base_dtype.word and how in ("near", "few"):
+        kind, base_kind = word_type(dtype), word_type(base_dtype)
+        words = np.frombuffer(base, base_kind.stored).astype(kind.native)
+        big = words >> kind.mantissa & 1 if kind.mantissa else words & 1
+        words += (big * (rng.random(len(words)) < (0.5 if how == "near" else 0.05))).astype(
+            kind.native
+        )
+        raw = words.astype(kind.stored).tobytes()
+    cut = data.draw(st.sampled_from([0, 0, dtype.word, 40 * dtype.word]))
+    base = base[: max(base_dtype.word, len(base) - cut)]
+    parts = Delta().encode(memoryview(raw), dtype, memoryview(base), base_dtype)
+    assert parts is not None
+    return b"".join(parts), base, len(raw)
+
+
+def like(dtype: DType, count: int, rng: np.random.Generator) -> bytes:
+    """Words of a few neighbouring exponents."""
+    kind = word_type(dtype)
+    low = 8 * kind.size - 5
+    words = rng.integers(0, 1 << 8, count) + (1 << low) - (1 << max(0, kind.mantissa))
+    return words.astype(kind.native).astype(kind.stored).tobytes()
+
+
+def decoded(payload: bytes, base: bytes, length: int) -> bytes | None:
+    """What mstore makes of a payload, None if it refuses it."""
+    out = bytearray(length)
+    try:
+        Delta().decode(memoryview(payload), memoryview(base), memoryview(out))
+    except MstoreError:
+        return None
+    return bytes(out)
+
+
+def read(payload: bytes, base: bytes, length: int) -> bytes | None:
+    """What the reader makes of a payload, None if it refuses it."""
+    try:
+        found: bytes = reader.decode(DELTA, payload, length, base)
+    except reader.RefusedError:
+        return None
+    return found
+
+
+@given(st.data())
+@settings(max_examples=150)
+def test_the_reader_decodes_what_mstore_encodes(data: st.DataObject) -> None:
+    payload, base, length = cases(data)
+    found = read(payload, base, length)
+    assert found is not None
+    assert found == decoded(payload, base, length)
+
+
+@given(st.data())
+@settings(max_examples=250)
+def test_both_refuse_the_same_and_give_the_same_wrong_bytes(data: st.DataObject) -> None:
+    payload, base, length = cases(data)
+    table = HEAD + int.from_bytes(payload[8:12], "little")
+    damaged = bytearray(payload)
+    for _ in range(data.draw(st.integers(1, 2))):
+        at = data.draw(st.integers(0, min(table, len(payload)) - 1))
+        damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    end = data.draw(st.sampled_from([len(payload)] * 3 + [len(payload) - 1, table, HEAD]))
+    length += data.draw(st.sampled_from([0, 0, 0, 1, -1, 8]))
+    base = base[: data.draw(st.sampled_from([len(base)] * 3 + [len(base) // 2]))]
+    damaged = damaged[:end]
+    assert read(bytes(damaged), base, length) == decoded(bytes(damaged), base, length)
