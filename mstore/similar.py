@@ -39,9 +39,12 @@ NEAR = 0.1
 """The distance up to which tensors count as alike: beyond it the differences save too little."""
 
 _MOST = 4
-_ROWS_AT_ONCE = 1 << 14
+_NEAREST = 16
+_ROWS_AT_ONCE = 1 << 12
 # Sums of few single-precision products are right to a few parts in a million.
 _ROUNDING = 1e-5
+
+Numbers = NDArray[np.intp]
 
 _PARTS = {"c64": "f32", "c128": "f64"}
 _SINGLE, _BRAIN = (word_type(BY_NAME[name]) for name in ("f32", "bf16"))
@@ -146,55 +149,71 @@ def nearest(storage: Storage, refs: Iterable[SketchRef], rows: Rows) -> list[lis
 def _in_class(sketches: Sketches, part: slice, queries: Rows) -> Iterator[tuple[int, Like]]:
     """The tensors among rows of one class that are like any of the queries, each with its number.
 
-    Both steps before the distances themselves rule out only what cannot be near: the spreads of
-    what is near differ little, and the heads alone are no farther apart than all values are.
+    What is done before the distances themselves are computed rules out only what cannot be near.
     """
-    spreads = sketches.spreads[part]
-    ends = queries["spread"].min() * (1 - sqrt(NEAR)), queries["spread"].max() * (1 + sqrt(NEAR))
-    start, stop = (np.searchsorted(spreads, np.array(ends, np.float32)) + part.start).tolist()
-    # In units of the largest spread, no square is too large or too small for single precision.
-    unit = np.float32(1) / queries["spread"].max()
     values = values_of(queries["samples"])
-    middle = values.mean()
-    bounds = NEAR * (queries["spread"] * unit) ** 2
-    heads = (values[:, :HEAD] - middle) * unit
-    for at in range(start, stop, _ROWS_AT_ONCE):
-        slab = slice(at, min(at + _ROWS_AT_ONCE, stop))
+    for query, row in _candidates(sketches, part, queries, values):
+        stored = np.concatenate((sketches.heads[row], sketches.tails[row]), axis=1)
         with np.errstate(all="ignore"):
-            stored = (values_of(sketches.heads[slab]) - middle) * unit
-            query, row = _least(_squared_distances(heads, stored), bounds)
-            row += at
-            joined = np.concatenate((sketches.heads[row], sketches.tails[row]), axis=1)
-            apart = (values_of(joined) - values[query]) / queries["spread"][query, None]
+            apart = (values_of(stored) - values[query]) / queries["spread"][query, None]
             distances = np.einsum("ij,ij->i", apart, apart)
         for hit in np.flatnonzero(distances < NEAR).tolist():
             file, segment = sketches.origins[row[hit]].tolist()
             if file < len(sketches.files):
                 manifest, model, path = sketches.files[file]
-                like = Like(
-                    float(distances[hit]), manifest.tobytes(), segment, int(model), int(path)
-                )
+                distance = float(distances[hit])
+                like = Like(distance, manifest.tobytes(), segment, int(model), int(path))
                 yield int(query[hit]), like
 
 
-def _squared_distances(queries: Values, stored: Values) -> Values:
-    """Those of each of `queries` (q, n) from each of `stored` (r, n), shape (q, r)."""
-    distances: Values = queries @ (-2 * stored).T
-    distances += np.einsum("ij,ij->i", stored, stored)
-    distances += np.einsum("ij,ij->i", queries, queries)[:, None]
-    return distances
+def _candidates(
+    sketches: Sketches, part: slice, queries: Rows, values: Values
+) -> Iterator[tuple[Numbers, Numbers]]:
+    """Pairs of a query and a row that may be near: numbers of both, a portion of rows at a time.
 
-
-def _least(distances: Values, bounds: Values) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Query and row of those pairs (q, r) within the bounds (q,) of their queries.
-
-    Of each query only the nearest few: many are as near only where one is stored again and again.
+    The spreads of what is near differ little, by which the rows are sorted, and the heads alone
+    are no farther apart than all values are. The product gives |q - r|² less the bound at once:
+    -2 q r + |r|² 1 + 1 (|q|² - bound).
     """
-    within = distances <= (bounds + _ROUNDING)[:, None]
-    if within.sum() > 16 * len(bounds):
-        few = np.argpartition(distances, 15, axis=1)[:, :16]
-        kept = np.zeros_like(within)
+    spreads = queries["spread"]
+    low, high = spreads * (1 - sqrt(NEAR)), spreads * (1 + sqrt(NEAR))
+    # Squares of numbers such as these are normal numbers of single precision.
+    unit = 1 if (abs(np.log10(spreads)) < 15).all() else np.float32(1) / spreads.max()
+    heads = values[:, :HEAD] * unit
+    squares = np.einsum("ij,ij->i", heads, heads)
+    left = np.empty((len(queries), HEAD + 2), np.float32)
+    left[:, :HEAD] = heads * -2
+    left[:, HEAD] = 1
+    left[:, HEAD + 1] = squares * (1 - _ROUNDING) - NEAR * (spreads * unit) ** 2
+    start, stop = np.searchsorted(sketches.spreads[part], [low.min(), high.max()]) + part.start
+    for at in range(start, stop, _ROWS_AT_ONCE):
+        slab = slice(at, min(at + _ROWS_AT_ONCE, stop))
+        least, most = sketches.spreads[slab.start], sketches.spreads[slab.stop - 1]
+        near = np.flatnonzero((low <= most) & (high >= least))
+        if not len(near):
+            continue
+        words = np.empty((slab.stop - slab.start, HEAD + 2), np.uint32)
+        np.left_shift(sketches.heads[slab], 16, out=words[:, :HEAD], dtype=np.uint32)
+        right = words.view(np.float32)
+        with np.errstate(all="ignore"):
+            if unit != 1:
+                right[:, :HEAD] *= unit
+            right[:, HEAD] = np.einsum("ij,ij->i", right[:, :HEAD], right[:, :HEAD])
+            right[:, HEAD + 1] = 1
+            query, row = _below_zero(left[near] @ right.T)
+        if len(query):
+            yield near[query], row + at
+
+
+def _below_zero(beyond: Values) -> tuple[Numbers, Numbers]:
+    """Where these (q, r) are below zero; of each q only the least few.
+
+    More are as near only where one tensor is stored again and again.
+    """
+    below = beyond < 0
+    if below.sum() > _NEAREST * len(below):
+        few = np.argpartition(beyond, _NEAREST, axis=1)[:, :_NEAREST]
+        kept = np.zeros_like(below)
         np.put_along_axis(kept, few, values=True, axis=1)
-        within &= kept
-    query, row = np.nonzero(within)
-    return query, row
+        below &= kept
+    return np.divmod(np.flatnonzero(below), below.shape[1])
