@@ -206,8 +206,9 @@ class Session:
         Raises what `change` raises (ConflictError), and StaleSessionError when gc removed
         something this session stored or relied on.
         """
+        sketches_stored = self._putter.submit(self._store_sketches)
         self.store()
-        self._store_sketches()
+        sketches_stored.result()
         self.db.refresh()
         merged_sketches = self._merge_sketches((*self.db.root.sketches, *self._sketch_refs))
         merges = (
