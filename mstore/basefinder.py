@@ -4,8 +4,10 @@ First by where a tensor is and its name, in the versions that this one is made f
 leads to nothing, by what is like it in all of the repository.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,13 +16,23 @@ from mstore.chunking import piece_size
 from mstore.database import Database
 from mstore.errors import MstoreError
 from mstore.layout import Layout, Tensor
-from mstore.objects import SegmentChunks, Snapshot
+from mstore.objects import Manifest, SegmentChunks, Snapshot
 from mstore.relatives import Relatives
 from mstore.similar import sketch
 from mstore.sketches import ROW_DTYPE, Rows
 from mstore.sources import Source
 
 _SKETCHES_OF_RELATIVES = 8
+
+_CANDIDATES = 3
+"""Tensors to choose from, chunk by chunk."""
+
+
+class _Named(NamedTuple):
+    """A tensor of some name: the key of its file, and its chunks."""
+
+    key: tuple[str | int, ...]
+    segment: SegmentChunks
 
 
 class BaseFinder:
@@ -31,27 +43,28 @@ class BaseFinder:
         self.db = db
         self._snapshots = snapshots
         self._relatives = Relatives(db)
-        self._everywhere: dict[str, list[SegmentChunks]] | None = None
+        self._everywhere: dict[str, list[_Named]] | None = None
+        self._new: dict[str, list[_Named]] = {}
         self._sketches: dict[str, Rows] = {}
 
     def find(
         self, path: str, source: Source, layout: Layout, chunk_size: int
-    ) -> list[SegmentChunks | None]:
-        """For each segment of the file the stored tensor it most likely comes from, if any.
+    ) -> list[tuple[SegmentChunks, ...]]:
+        """For each segment of the file the stored tensors it may come from, the likeliest first.
 
-        It is cut into pieces of as many numbers as the segment will be. What the search for
+        They are cut into pieces of as many numbers as the segment will be. What the search for
         similar tensors cannot read is passed over: it is not needed to store the file.
         """
         if not any(segment.tensor for segment in layout.segments):
-            return [None] * len(layout.segments)
+            return [()] * len(layout.segments)
         here = self._named_at(path)
-        bases: list[SegmentChunks | None] = []
+        bases: list[tuple[SegmentChunks, ...]] = []
         wanted = []
         for number, segment in enumerate(layout.segments):
-            found = None
+            found: tuple[SegmentChunks, ...] = ()
             if (tensor := segment.tensor) is not None and segment.length:
-                found = self._by_name(here, tensor, piece_size(tensor.dtype, chunk_size))
-                if found is None:
+                found = self._by_name(path, here, tensor, piece_size(tensor.dtype, chunk_size))
+                if not found:
                     wanted.append(number)
             bases.append(found)
         if wanted:
@@ -61,29 +74,34 @@ class BaseFinder:
                 similar, same = self._relatives.find(source, layout, chunk_size, wanted, sketches)
                 self._sketches[path] = _worth_keeping(sketches, layout, set(similar), same)
                 for number, base in similar.items():
-                    bases[number] = base
+                    bases[number] = (base,)
         return bases
+
+    def add(self, path: str, manifest: Manifest) -> None:
+        """Look in this file too, which is being stored now."""
+        for tensor, segment in manifest.tensors():
+            if tensor.name:
+                self._new.setdefault(tensor.name, []).append(_Named(natural_key(path), segment))
 
     def sketches(self, path: str) -> Rows:
         """The sketches to keep of the file that was asked for at `path`; once."""
         return self._sketches.pop(path, np.empty(0, ROW_DTYPE))
 
     def _by_name(
-        self, here: Sequence[dict[str, SegmentChunks]], tensor: Tensor, piece: int
-    ) -> SegmentChunks | None:
-        """The tensor of that name in the same file of a version before, or else in any file."""
-        candidates = [named[tensor.name] for named in here if tensor.name in named]
-        for segment in candidates:
-            if can_be_base(segment, tensor, piece):
-                return segment
-        if not tensor.name:
-            return None
-        if self._everywhere is None:
-            self._everywhere = self._named_everywhere()
-        for segment in self._everywhere.get(tensor.name, ()):
-            if can_be_base(segment, tensor, piece):
-                return segment
-        return None
+        self, path: str, here: Sequence[dict[str, SegmentChunks]], tensor: Tensor, piece: int
+    ) -> tuple[SegmentChunks, ...]:
+        """The tensors of that name: one stored just now, and those in the versions before.
+
+        That is those in the same file there, or else the one in the file next to it by name.
+        """
+        new = _nearest(self._new.get(tensor.name, ()), path, tensor, piece)
+        at_path = [named[tensor.name] for named in here if tensor.name in named]
+        before = [segment for segment in at_path if can_be_base(segment, tensor, piece)]
+        if not before and tensor.name:
+            if self._everywhere is None:
+                self._everywhere = self._named_everywhere()
+            before = _nearest(self._everywhere.get(tensor.name, ()), path, tensor, piece)
+        return (*new, *before[: _CANDIDATES - len(new)])
 
     def _named_at(self, path: str) -> list[dict[str, SegmentChunks]]:
         """The tensors of the file at `path` by name, in each version that has it."""
@@ -94,14 +112,41 @@ class BaseFinder:
             if entry is not None
         ]
 
-    def _named_everywhere(self) -> dict[str, list[SegmentChunks]]:
+    def _named_everywhere(self) -> dict[str, list[_Named]]:
         """Every tensor of the versions, by name; those of the most likely version first."""
-        named: dict[str, list[SegmentChunks]] = {}
+        named: dict[str, list[_Named]] = {}
         for snapshot in self._snapshots:
-            for entry in snapshot.files.values():
+            for path, entry in snapshot.files.items():
+                key = natural_key(path)
                 for tensor, segment in self.db.manifest(entry.manifest).tensors():
-                    named.setdefault(tensor.name, []).append(segment)
+                    named.setdefault(tensor.name, []).append(_Named(key, segment))
         return named
+
+
+def natural_key(path: str) -> tuple[str | int, ...]:
+    """What to sort paths by so that `step-50` comes before `step-100`.
+
+    Text and numbers take turns, beginning with text, so that any two keys can be compared.
+    """
+    parts = re.split("([0-9]+)", path)
+    return tuple(int(part) if at % 2 else part for at, part in enumerate(parts))
+
+
+def _nearest(named: Sequence[_Named], path: str, tensor: Tensor, piece: int) -> list[SegmentChunks]:
+    """Of tensors of one name the one that can be a base in the file that comes before `path`.
+
+    Checkpoints of one training lie in files next to each other. Where there is none before, the
+    one after it.
+    """
+    fitting = [one for one in named if can_be_base(one.segment, tensor, piece)]
+    if not fitting:
+        return []
+    key = natural_key(path)
+    earlier = [one for one in fitting if one.key <= key]
+    chosen = (
+        max(earlier, key=lambda one: one.key) if earlier else min(fitting, key=lambda one: one.key)
+    )
+    return [chosen.segment]
 
 
 def _worth_keeping(sketches: Rows, layout: Layout, similar: set[int], same: set[int]) -> Rows:

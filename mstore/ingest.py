@@ -31,6 +31,12 @@ _BATCH_BYTES = 4 << 20
 _BATCH_PIECES = 64
 _WINDOW = 4 << 20
 
+_WORTH_A_BASE = 64 << 10
+"""Bytes of a tensor that is looked for again among the files that come after it."""
+
+_WORTH_WAITING = 1 << 20
+"""Bytes of tensors for which it pays to store what they may come from first."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileToStore:
@@ -70,14 +76,14 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What will be one chunk, where its id is wanted, and which chunk it may be coded against."""
+    """What will be one chunk, where its id is wanted, and which chunks it may be coded against."""
 
     source: Source
     offset: int
     length: int
     dtype: DType | None
     target: _Collected
-    base: Id | None = None
+    bases: tuple[Id, ...] = ()
 
 
 _Batch = list[_Piece | _File]
@@ -101,11 +107,13 @@ class Ingest:
         """`progress` is told, from the calling thread, how many more bytes are done."""
         self.session = session
         self._finder = bases
-        self._reader = BaseReader(session.db)
+        self._reader = BaseReader(session.db, session.chunk_indexes)
         self.threads = threads or default_threads()
         self.chunk_size = chunk_size
         self.progress = progress
         self._open: set[Source] = set()
+        self._names: set[str] = set()
+        self._finished: list[tuple[str, Manifest]] = []
         self._local = threading.local()
 
     def store(self, files: Iterable[FileToStore]) -> Iterator[tuple[FileToStore, Manifest]]:
@@ -118,9 +126,12 @@ class Ingest:
         with ThreadPoolExecutor(self.threads, "mstore-encode") as pool:
             try:
                 for batch in self._batches(files):
-                    waiting.append((batch, pool.submit(self._store_batch, batch)))
-                    if len(waiting) > 2 * self.threads:
+                    if batch is not None:
+                        waiting.append((batch, pool.submit(self._store_batch, batch)))
+                    while waiting and (batch is None or len(waiting) > 2 * self.threads):
                         yield from self._collect(*waiting.popleft())
+                    if batch is None:
+                        self._make_bases()
                 while waiting:
                     yield from self._collect(*waiting.popleft())
             finally:
@@ -131,26 +142,33 @@ class Ingest:
                     source.close()
                 self._open.clear()
 
-    def _batches(self, files: Iterable[FileToStore]) -> Iterator[_Batch]:
+    def _batches(self, files: Iterable[FileToStore]) -> Iterator[_Batch | None]:
+        """All pieces in batches; None where what comes next needs all before it to be stored."""
         batch: _Batch = []
         size = 0
         for item in self._pieces(files):
             length = item.length if isinstance(item, _Piece) else 0
-            if batch and (size + length > _BATCH_BYTES or len(batch) >= _BATCH_PIECES):
+            full = size + length > _BATCH_BYTES or len(batch) >= _BATCH_PIECES
+            if batch and (full or item is None):
                 yield batch
                 batch, size = [], 0
-            batch.append(item)
-            size += length
+            if item is None:
+                yield None
+            else:
+                batch.append(item)
+                size += length
         if batch:
             yield batch
 
-    def _pieces(self, files: Iterable[FileToStore]) -> Iterator[_Piece | _File]:
+    def _pieces(self, files: Iterable[FileToStore]) -> Iterator[_Piece | _File | None]:
         for file in files:
             # After an error nobody else would close what is still being read.
             self._open.add(file.source)
+            if self._repeats_names(file.layout):
+                yield None
             state = _File(file)
             bases = self._find_bases(file)
-            for segment, base in zip(file.layout.segments, bases, strict=True):
+            for segment, candidates in zip(file.layout.segments, bases, strict=True):
                 tensor = segment.tensor
                 if tensor is None:
                     state.segments.append(target := _Collected(segment, 0))
@@ -158,13 +176,30 @@ class Ingest:
                 else:
                     piece = piece_size(tensor.dtype, self.chunk_size)
                     state.segments.append(target := _Collected(segment, piece))
-                    yield from _fixed_pieces(file.source, tensor.dtype, target, base)
+                    yield from _fixed_pieces(file.source, tensor.dtype, target, candidates)
             yield state
 
-    def _find_bases(self, file: FileToStore) -> Sequence[SegmentChunks | None]:
+    def _repeats_names(self, layout: Layout) -> bool:
+        """Whether tensors worth it are named as in a file before, and so may come from those."""
+        tensors = [
+            (segment.tensor.name, segment.length) for segment in layout.segments if segment.tensor
+        ]
+        repeated = sum(length for name, length in tensors if name in self._names)
+        self._names.update(name for name, length in tensors if name and length >= _WORTH_A_BASE)
+        return repeated >= _WORTH_WAITING
+
+    def _make_bases(self) -> None:
+        """Store all so far, so that what follows can be coded against it."""
+        self.session.store()
+        for path, manifest in self._finished:
+            if self._finder is not None:
+                self._finder.add(path, manifest)
+        self._finished.clear()
+
+    def _find_bases(self, file: FileToStore) -> Sequence[Sequence[SegmentChunks]]:
         """What each segment may be coded against."""
         if self._finder is None:
-            return [None] * len(file.layout.segments)
+            return [()] * len(file.layout.segments)
         return self._finder.find(file.path, file.source, file.layout, self.chunk_size)
 
     def _store_batch(self, batch: _Batch) -> _Stored:
@@ -178,8 +213,8 @@ class Ingest:
             used += piece.length
         ids = [identify(Kind.CHUNK, view) for view in views]
         wanted = self.session.claim(ids)
-        new = [piece.base for piece, is_new in zip(pieces, wanted, strict=True) if is_new]
-        bases = self._reader.read(list(dict.fromkeys(base for base in new if base)))
+        new = [piece for piece, is_new in zip(pieces, wanted, strict=True) if is_new]
+        bases = self._reader.read(list(dict.fromkeys(base for one in new for base in one.bases)))
         return [
             (identifier, self._encode(identifier, view, piece, bases) if is_new else None)
             for identifier, view, piece, is_new in zip(ids, views, pieces, wanted, strict=True)
@@ -196,7 +231,9 @@ class Ingest:
         if encoder is None:
             encoder = self._local.encoder = Encoder()
         dtype = piece.dtype
-        offered = bases[piece.base] if piece.base else []
+        # Those of one candidate may be among those of another.
+        chains = (link for candidate in piece.bases for link in bases[candidate])
+        offered = list({base: (base, content) for base, content in chains}.values())
         encoded = encoder.encode(raw, dtype, [base for _, base in offered])
         chosen = None if encoded.base is None else offered[encoded.base]
         return Record(
@@ -221,7 +258,10 @@ class Ingest:
             if isinstance(item, _File):
                 item.file.source.finish()
                 self._open.discard(item.file.source)
-                yield item.file, item.manifest()
+                manifest = item.manifest()
+                if any(segment.tensor for segment in manifest.segments):
+                    self._finished.append((item.file.path, manifest))
+                yield item.file, manifest
                 continue
             identifier, record = next(stored)
             if record is not None:
@@ -239,12 +279,12 @@ class Ingest:
 
 
 def _fixed_pieces(
-    source: Source, dtype: DType, target: _Collected, base: SegmentChunks | None
+    source: Source, dtype: DType, target: _Collected, bases: Sequence[SegmentChunks]
 ) -> Iterator[_Piece]:
     segment = target.segment
     for number, start in enumerate(range(0, segment.length, target.piece)):
         length = min(target.piece, segment.length - start)
-        against = base.chunk_id(number) if base and number < base.count else None
+        against = tuple(base.chunk_id(number) for base in bases if number < base.count)
         yield _Piece(source, segment.offset + start, length, dtype, target, against)
 
 
