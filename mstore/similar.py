@@ -41,6 +41,7 @@ NEAR = 0.1
 _MOST = 4
 _NEAREST = 16
 _ROWS_AT_ONCE = 1 << 12
+_MAX_PRODUCTS = 1 << 17
 # Sums of few single-precision products are right to a few parts in a million.
 _ROUNDING = 1e-5
 
@@ -200,9 +201,24 @@ def _candidates(
                 right[:, :HEAD] *= unit
             right[:, HEAD] = np.einsum("ij,ij->i", right[:, :HEAD], right[:, :HEAD])
             right[:, HEAD + 1] = 1
-            query, row = _below_zero(left[near] @ right.T)
+            query, row = _below_zero(_products(left[near], right))
         if len(query):
             yield near[query], row + at
+
+
+def _products(left: Values, right: Values) -> Values:
+    """left @ right.T, of (q, n) and (r, n), in blocks so small that BLAS starts no threads.
+
+    Where other threads keep the processors busy, as they do while a file is stored, waiting for
+    threads of its own takes it hundreds of times as long as the work.
+    """
+    rows = max(1, _MAX_PRODUCTS // left.size)
+    whole = len(right) // rows * rows
+    blocks = np.matmul(left, right[:whole].reshape(-1, rows, right.shape[1]).swapaxes(1, 2))
+    products: Values = np.empty((len(left), len(right)), np.float32)
+    products[:, :whole].reshape(len(left), -1, rows)[:] = blocks.swapaxes(0, 1)
+    products[:, whole:] = left @ right[whole:].T
+    return products
 
 
 def _below_zero(beyond: Values) -> tuple[Numbers, Numbers]:
