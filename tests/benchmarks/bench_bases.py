@@ -110,7 +110,7 @@ def commit(work: Path, weights: Path, *, find: bool) -> float:
 
 
 def _find_nothing(self: BaseFinder, path, source, layout, chunk_size):
-    return [None] * len(layout.segments)
+    return [()] * len(layout.segments)
 
 
 if __name__ == "__main__":
