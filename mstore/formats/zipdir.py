@@ -37,6 +37,7 @@ _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_FULLS = _FULL16, _FULL16, _FULL32, _FULL32
 _ENCRYPTED = 0x2041  # flag bits 0 (encrypted), 6 (strongly), 13 (directory masked)
 _DESCRIPTOR = 0x0008  # sizes follow the data, and may be 0 in the local header
 _UTF8 = 0x0800
@@ -101,8 +102,13 @@ def _find_directory(reader: ByteReader) -> tuple[int, int, int]:
     end = _END.unpack(read_exactly(reader, end_at, _END.size, "its end record"))
     _, disk, first_disk, here, count, size, start, _ = end
     directory_end = end_at
-    if here == _FULL16 or count == _FULL16 or _FULL32 in (size, start):
+    narrow = here, count, size, start
+    if here == _FULL16 or count == _FULL16 or _FULL32 in (size, start) or _has64(reader, end_at):
         directory_end, disk, first_disk, here, count, size, start = _read_end64(reader, end_at)
+        # Some writers add the wide numbers always: those that fit must be the same in both.
+        for full, number, wide in zip(_FULLS, narrow, (here, count, size, start), strict=True):
+            if number not in (full, wide):
+                raise FormatError("its two end records differ")
     if disk or first_disk or here != count:
         raise FormatError("it is one part of an archive in several files")
     if start + size != directory_end:
@@ -121,6 +127,11 @@ def _find_end(reader: ByteReader) -> int:
             return tail_start + at
         at = tail.rfind(b"PK\x05\x06", 0, at)
     raise FormatError("it has no end record; the file may be cut short")
+
+
+def _has64(reader: ByteReader, end_at: int) -> bool:
+    """Whether a zip64 locator lies before the end record."""
+    return end_at >= _LOCATOR.size and reader.read(end_at - _LOCATOR.size, 4) == b"PK\x06\x07"
 
 
 def _read_end64(reader: ByteReader, end_at: int) -> tuple[int, int, int, int, int, int, int]:
