@@ -45,6 +45,10 @@ class Format(ABC):
         own libraries do would run code.
         """
 
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """`layout`, and what to tell the user of tensors that it leaves opaque, or None."""
+        return self.layout(reader), None
+
 
 class BytesReader:
     """Bytes in memory as a `ByteReader`."""

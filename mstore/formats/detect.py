@@ -5,11 +5,13 @@ from mstore.formats.base import HEAD_SIZE, Format
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.safetensors import SafetensorsFormat
+from mstore.formats.torch_zip import TorchFormat
 from mstore.layout import ByteReader, Layout, opaque
 
 FORMATS: list[Format] = [
     SafetensorsFormat(),
     NpyFormat(),
+    TorchFormat(),
     NpzFormat(),
 ]
 """Every known format; the first whose `sniff` says yes describes the file.
@@ -24,15 +26,17 @@ def describe(reader: ByteReader) -> tuple[Layout, str | None]:
     """The layout of a file, and a warning for the user or None.
 
     A file that no parser knows is one opaque segment. So is one that its parser rejects, with a
-    warning that says why: storing bytes harms nobody. Raises only what reading itself raises
-    (StorageError, ConflictError), never anything because of the content.
+    warning that says why: storing bytes harms nobody. There is a warning, too, where only some of
+    its tensors could not be understood. Raises only what reading itself raises (StorageError,
+    ConflictError), never anything because of the content.
     """
     head = reader.read(0, HEAD_SIZE)
     for candidate in FORMATS:
         if not candidate.sniff(head, reader):
             continue
         try:
-            return candidate.layout(reader), None
+            layout, note = candidate.examine(reader)
+            return layout, note and note[:_MAX_REASON]
         except (FormatError, LimitExceededError, UnsafeInputError) as error:
             reason = error.message[:_MAX_REASON]  # names inside it may be of any length
             return (
