@@ -166,21 +166,24 @@ def _to_double(singles: Words) -> Words:
 
 def _from_double(doubles: Words) -> Words:
     """Words of f64 as those of f32, rounded to nearest even."""
-    with np.errstate(all="ignore"):
-        singles = doubles.view(np.float64).astype(np.float32).view(np.uint32)
     magnitudes = doubles & np.uint64((1 << 63) - 1)
+    # Added to the bits below the last that is kept, and to that, a carry rounds.
+    half = np.uint64((1 << 28) - 1) + (magnitudes >> np.uint64(29) & np.uint64(1))
+    rounded = ((magnitudes + half) >> np.uint64(29)) - np.uint64((1023 - 127) << 23)
+    singles = np.minimum(rounded, np.uint64(0x7F800000)).astype(np.uint32)
     odd = np.flatnonzero(
-        (magnitudes < np.uint64(0x381 << 52)) & (magnitudes >= np.uint64(0x360 << 52))
-        | (magnitudes > np.uint64(0x7FF << 52))
+        (magnitudes < np.uint64(0x381 << 52)) | (magnitudes > np.uint64(0x7FF << 52))
     )
     if odd.size:
-        # What becomes denormal, in units of 2**-149, is rounded as a number that is not.
+        # What becomes denormal or zero is counted in units of 2**-149, which is exact.
         found = magnitudes[odd]
         units = np.minimum(found, np.uint64(0x381 << 52)).view(np.float64) * 2.0**149
-        tiny = np.rint(units).astype(np.uint32)
+        tiny = np.floor(units).astype(np.uint32)
+        rest = units - tiny
+        tiny += (rest > 0.5) | ((rest == 0.5) & (tiny & 1 == 1))
         nan = np.uint32(0x7FC00000) | (found >> np.uint64(29) & np.uint64(0x3FFFFF)).astype(
             np.uint32
         )
-        sign = (doubles[odd] >> np.uint64(63)).astype(np.uint32) << np.uint32(31)
-        singles[odd] = np.where(found > np.uint64(0x7FF << 52), nan, tiny) | sign
+        singles[odd] = np.where(found > np.uint64(0x7FF << 52), nan, tiny)
+    singles |= (doubles >> np.uint64(32)).astype(np.uint32) & _SIGN
     return singles
