@@ -170,7 +170,7 @@ def _from_double(doubles: Words) -> Words:
     # Added to the bits below the last that is kept, and to that, a carry rounds.
     half = np.uint64((1 << 28) - 1) + (magnitudes >> np.uint64(29) & np.uint64(1))
     rounded = ((magnitudes + half) >> np.uint64(29)) - np.uint64((1023 - 127) << 23)
-    singles = np.minimum(rounded, np.uint64(0x7F800000)).astype(np.uint32)
+    singles: Words = np.minimum(rounded, np.uint64(0x7F800000)).astype(np.uint32)
     odd = np.flatnonzero(
         (magnitudes < np.uint64(0x381 << 52)) | (magnitudes > np.uint64(0x7FF << 52))
     )
