@@ -9,6 +9,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
+import numpy as np
+
 from mstore.bases import BaseReader, can_be_base
 from mstore.chunking import piece_size
 from mstore.codecs.estimate import delta_share
@@ -24,6 +26,8 @@ from mstore.sources import Source
 _VERSIONS = 8
 _TIPS = 64
 _FAMILIES = 4
+_LARGEST = 4
+_ALL_OVER = 10
 
 
 class _StoredFile:
@@ -97,7 +101,7 @@ class Relatives:
         cannot be read; nothing depends on it.
         """
         file = _NewFile(source, layout, chunk_size, wanted)
-        found = nearest(self._db.storage, self._db.root.sketches, sketches)
+        found = self._likes(layout, sketches)
         for segment, likes in zip(sketches["segment"].tolist(), found, strict=True):
             if likes:
                 file.likes[segment] = likes
@@ -115,6 +119,21 @@ class Relatives:
             self._take_nearest(file, number)
         same = {number for number, likes in file.likes.items() if likes[0].distance == 0}
         return file.bases, same
+
+    def _likes(self, layout: Layout, sketches: Rows) -> list[list[Like]]:
+        """What the tensor of each sketch is like.
+
+        A few are looked up first, the largest and some from all over: where none of them is like
+        anything, nothing is gained by the others.
+        """
+        storage, refs = self._db.storage, self._db.root.sketches
+        if len(sketches) > _LARGEST + _ALL_OVER:
+            lengths = [layout.segments[number].length for number in sketches["segment"].tolist()]
+            places = np.linspace(0, len(sketches) - 1, _ALL_OVER).astype(np.intp)
+            few = np.union1d(places, np.argsort(lengths)[-_LARGEST:])
+            if not any(nearest(storage, refs, sketches[few])):
+                return [[] for _ in sketches]
+        return nearest(storage, refs, sketches)
 
     def _best_version(self, file: _NewFile, probe: int) -> _StoredFile | None:
         """Of all versions of the files that tensor `probe` is like, the one nearest to it now.
