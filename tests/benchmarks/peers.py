@@ -35,11 +35,12 @@ class Codec(Peer):
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self._bytes = 0
-        self._coded: dict[str, Coded] = {}
-        """By the hash of the file's content."""
+        self._coded: dict[str, tuple[str | None, Coded]] = {}
+        """By the hash of the file's content; with the hash of the file it was made from."""
         self._versions: dict[int, tuple[Version, dict[str, str]]] = {}
         """Each version and the hashes of its files by name."""
-        self._restored: tuple[int, Files] = (-1, {})
+        self._restored: Files = {}
+        """The files of the version restored last, by hash."""
 
     @classmethod
     def version(cls) -> str | None:
@@ -67,40 +68,35 @@ class Codec(Peer):
     def store(self, version: Version) -> float:
         files = {path.name: path.read_bytes() for path in sorted(version.directory.iterdir())}
         hashes = {name: hashlib.blake2b(data).hexdigest() for name, data in files.items()}
-        bases: Files = {}
-        if version.parent is not None:
-            parent = self._versions[version.parent][0].directory
-            bases = {path.name: path.read_bytes() for path in parent.iterdir()}
-        start = time.perf_counter()
-        for name, data in files.items():
-            if hashes[name] not in self._coded:
-                self._coded[hashes[name]] = self.encode(name, data, bases.get(name))
-        took = time.perf_counter() - start
         self._versions[version.number] = (version, hashes)
-        return took
+        new = {name: digest for name, digest in hashes.items() if digest not in self._coded}
+        bases: Files = {}
+        before: dict[str, str] = {}
+        if version.parent is not None:
+            parent, before = self._versions[version.parent]
+            bases = {name: (parent.directory / name).read_bytes() for name in before if name in new}
+        start = time.perf_counter()
+        for name, digest in new.items():
+            if digest not in self._coded:
+                coded = self.encode(name, files[name], bases.get(name))
+                self._coded[digest] = (before.get(name), coded)
+        return time.perf_counter() - start
 
     def restore(self, number: int, out: Path) -> float:
+        hashes = self._versions[number][1]
         start = time.perf_counter()
-        files = self._decoded(number)
+        self._restored = {digest: self._decoded(digest) for digest in hashes.values()}
         took = time.perf_counter() - start
-        for name, data in files.items():
-            (out / name).write_bytes(data)
+        for name, digest in hashes.items():
+            (out / name).write_bytes(self._restored[digest])
         return took
 
-    def _decoded(self, number: int) -> Files:
-        if self._restored[0] == number:
-            return self._restored[1]
-        version, hashes = self._versions[number]
-        bases = {} if version.parent is None else self._decoded(version.parent)
-        before = {} if version.parent is None else self._versions[version.parent][1]
-        files = {
-            name: bases[name]
-            if before.get(name) == digest
-            else self.decode(self._coded[digest], bases.get(name))
-            for name, digest in hashes.items()
-        }
-        self._restored = (number, files)
-        return files
+    def _decoded(self, digest: str) -> bytes:
+        """The content of this hash."""
+        if digest in self._restored:
+            return self._restored[digest]
+        base, coded = self._coded[digest]
+        return self.decode(coded, None if base is None else self._decoded(base))
 
 
 class TensorCodec(Codec):

@@ -17,13 +17,15 @@ class Version:
     """The files of `directory`, to be stored as version `number` of a history.
 
     They were made from those of version `parent`. If `unrelated`, a program that knows models is
-    not told so: it stores them as a model of its own.
+    not told so: it stores them as a model of its own. In a repository of several families, `family`
+    is the name of theirs: they lie in a directory of that name.
     """
 
     number: int
     directory: Path
     parent: int | None = None
     unrelated: bool = False
+    family: str = ""
 
 
 class Peer(ABC):
@@ -58,9 +60,9 @@ class Peer(ABC):
 
 
 class Program(Peer):
-    """A program that stores the files of the directory `work`; times are those of its processes.
+    """A program that stores the files in the directory `work`; times are those of its processes.
 
-    Before each version the directory is made to hold its files, which is not measured.
+    Before each version its place there is made to hold its files, which is not measured.
     """
 
     command: str
@@ -70,6 +72,7 @@ class Program(Peer):
         self.work = home / "work"
         self.work.mkdir()
         self.repository = home / "repository"
+        self.versions: dict[int, Version] = {}
         self.init()
 
     @classmethod
@@ -86,14 +89,21 @@ class Program(Peer):
         """Make the empty repository."""
 
     @abstractmethod
-    def commit(self, number: int, names: list[str]) -> float:
-        """Store the files of these names in `work`; returns the wall time of the processes."""
+    def commit(self, version: Version, names: list[str]) -> float:
+        """Store the files of these names in its place; returns the wall time of the processes."""
+
+    def place(self, version: Version) -> Path:
+        """The directory that the files of the version are stored from."""
+        return self.work / version.family
 
     def store(self, version: Version) -> float:
-        names = lay_out(version.directory, self.work)
+        self.versions[version.number] = version
+        place = self.place(version)
+        place.mkdir(exist_ok=True)
+        names = lay_out(version.directory, place)
         # Nobody is to wait for the writing out of what another left behind.
         os.sync()
-        return self.commit(version.number, names)
+        return self.commit(version, names)
 
     def size(self) -> int:
         return stored_size(self.repository)
@@ -123,7 +133,10 @@ def _number(text: str) -> str:
 
 
 class Mstore(Program):
-    """A repository inside the directory of the model; unrelated models come from directories beside."""
+    """A repository inside the directory of the model; other models come from directories beside.
+
+    Each family is a model of its own, and so is each version that is unrelated to the others.
+    """
 
     name = "mstore"
     command = MSTORE
@@ -131,29 +144,24 @@ class Mstore(Program):
     def init(self) -> None:
         run_process(MSTORE, "init", cwd=self.work)
         self.repository = self.work / ".mstore"
-        self.models: dict[int, str] = {}
 
-    def store(self, version: Version) -> float:
-        if not version.unrelated or version.number == 0:
-            return super().store(version)
-        model = self.models[version.number] = f"model-{version.number}"
-        place = self.home / model
-        place.mkdir()
-        lay_out(version.directory, place)
-        os.sync()
-        return run_process(*self._elsewhere(model), "commit", "-m", model, cwd=place)
+    def place(self, version: Version) -> Path:
+        model = self.model(version)
+        return self.home / model if model else self.work
 
-    def commit(self, number: int, names: list[str]) -> float:
-        took = run_process(MSTORE, "commit", "-m", f"version {number}", cwd=self.work)
-        run_process(MSTORE, "tag", f"v{number}", cwd=self.work)
+    def model(self, version: Version) -> str:
+        """The name of the model that the version is one of; empty for the one of the directory."""
+        if version.unrelated and version.parent is not None:
+            return f"{version.family or 'model'}-{version.number}"
+        return version.family
+
+    def commit(self, version: Version, names: list[str]) -> float:
+        took = self._run(version, "commit", "-m", f"version {version.number}")
+        self._run(version, "tag", f"v{version.number}")
         return took
 
     def restore(self, number: int, out: Path) -> float:
-        if model := self.models.get(number):
-            return run_process(
-                *self._elsewhere(model), "checkout", "main", "-o", out, cwd=self.home
-            )
-        return run_process(MSTORE, "checkout", f"v{number}", "-o", out, cwd=self.work)
+        return self._run(self.versions[number], "checkout", f"v{number}", "-o", out)
 
     def repack(self) -> float | None:
         """Take more time for a smaller repository; None if this mstore cannot do so yet."""
@@ -163,8 +171,10 @@ class Mstore(Program):
         took = run_process(MSTORE, "repack", "--deep", cwd=self.work)
         return took + run_process(MSTORE, "gc", cwd=self.work)
 
-    def _elsewhere(self, model: str) -> tuple[str | Path, ...]:
-        return MSTORE, "--repo", self.repository, "--model", model
+    def _run(self, version: Version, *arguments: str | Path) -> float:
+        model = self.model(version)
+        where = ("--repo", self.repository, "--model", model) if model else ()
+        return run_process(MSTORE, *where, *arguments, cwd=self.place(version))
 
 
 class Restic(Program):
@@ -183,9 +193,9 @@ class Restic(Program):
     def init(self) -> None:
         self._run("init", cwd=self.home)
 
-    def commit(self, number: int, names: list[str]) -> float:
-        options = ("--compression", "auto", "--tag", f"v{number}")
-        return self._run("backup", *options, *names, cwd=self.work)
+    def commit(self, version: Version, names: list[str]) -> float:
+        options = ("--compression", "auto", "--tag", f"v{version.number}")
+        return self._run("backup", *options, *names, cwd=self.place(version))
 
     def restore(self, number: int, out: Path) -> float:
         which = ("latest", "--tag", f"v{number}")
@@ -209,9 +219,10 @@ class Borg(Program):
     def init(self) -> None:
         self._run("init", "--encryption", "none", self.repository, cwd=self.home)
 
-    def commit(self, number: int, names: list[str]) -> float:
-        archive = f"{self.repository}::v{number}"
-        return self._run("create", "--compression", "zstd,3", archive, *names, cwd=self.work)
+    def commit(self, version: Version, names: list[str]) -> float:
+        archive = f"{self.repository}::v{version.number}"
+        options = ("--compression", "zstd,3")
+        return self._run("create", *options, archive, *names, cwd=self.place(version))
 
     def restore(self, number: int, out: Path) -> float:
         return self._run("extract", f"{self.repository}::v{number}", cwd=out)
@@ -227,6 +238,13 @@ class Borg(Program):
 
 class _OverGit(Program):
     """What the programs share that keep the history in git and the large files beside it."""
+
+    def commit_all(self, version: Version) -> float:
+        """Commit all that git sees, and tag it; the tagging is not measured."""
+        took = self.git("add", "--all")
+        took += self.git("commit", "-q", "-m", f"version {version.number}")
+        self.git("tag", f"v{version.number}")
+        return took
 
     def git(self, *arguments: str | Path) -> float:
         """Run git in the directory, with no settings but those given here."""
@@ -255,13 +273,18 @@ class GitLfs(_OverGit):
         # Not in .gitattributes: that file would come back with every version.
         (self.repository / "info/attributes").write_text("* filter=lfs diff=lfs merge=lfs -text\n")
 
-    def commit(self, number: int, names: list[str]) -> float:
-        took = self.git("add", "--all") + self.git("commit", "-q", "-m", f"version {number}")
-        self.git("tag", f"v{number}")
-        return took
+    def commit(self, version: Version, names: list[str]) -> float:
+        return self.commit_all(version)
 
     def restore(self, number: int, out: Path) -> float:
-        return self.git("--work-tree", out, "checkout", "-q", "-f", f"v{number}", "--", ".")
+        family = self.versions[number].family
+        what = ("checkout", "-q", "-f", f"v{number}", "--", family or ".")
+        took = self.git("--work-tree", out, *what)
+        if family:
+            for path in (out / family).iterdir():
+                path.rename(out / path.name)
+            (out / family).rmdir()
+        return took
 
 
 class Dvc(_OverGit):
@@ -276,20 +299,20 @@ class Dvc(_OverGit):
         self._dvc("config", "core.analytics", "false")
         self.git("commit", "-q", "-m", "a repository")
 
-    def commit(self, number: int, names: list[str]) -> float:
-        took = self._dvc("add", "-q", *names)
-        took += self.git("add", "--all") + self.git("commit", "-q", "-m", f"version {number}")
-        self.git("tag", f"v{number}")
-        return took
+    def commit(self, version: Version, names: list[str]) -> float:
+        place = Path(version.family)
+        return self._dvc("add", "-q", *(place / name for name in names)) + self.commit_all(version)
 
     def restore(self, number: int, out: Path) -> float:
-        for path in self.work.iterdir():
-            if path.is_file() and not path.name.startswith("."):
-                path.unlink()
+        place = self.place(self.versions[number])
+        for path in _visible_files(place):
+            path.unlink()
         os.sync()
-        took = self.git("checkout", "-q", "-f", f"v{number}") + self._dvc("checkout", "-q")
-        for path in self.work.iterdir():
-            if path.is_file() and not path.name.startswith(".") and path.suffix != ".dvc":
+        took = self.git("checkout", "-q", "-f", f"v{number}")
+        listed = [path.relative_to(self.work) for path in place.glob("*.dvc") if path.is_file()]
+        took += self._dvc("checkout", "-q", *listed)
+        for path in _visible_files(place):
+            if path.suffix != ".dvc":
                 path.rename(out / path.name)
         return took
 
@@ -302,6 +325,10 @@ class Dvc(_OverGit):
     def environment(self) -> dict[str, str]:
         own = {name: str(self.home / "dvc") for name in _DVC_DIRECTORIES}
         return super().environment() | own | {"DVC_NO_ANALYTICS": "1"}
+
+
+def _visible_files(directory: Path) -> list[Path]:
+    return [one for one in directory.iterdir() if one.is_file() and not one.name.startswith(".")]
 
 
 _DVC_DIRECTORIES = ("DVC_GLOBAL_CONFIG_DIR", "DVC_SYSTEM_CONFIG_DIR", "DVC_SITE_CACHE_DIR")

@@ -139,8 +139,60 @@ def test_mstore_round_trip_of_a_history_and_of_an_unrelated_model(tmp_path, prog
     peer.store(programs.Version(1, directories[1], 0))
     peer.store(programs.Version(2, directories[2], 0, unrelated=True))
     assert peer.size() > 0
-    assert peer.models == {2: "model-2"}
+    assert [peer.model(version) for version in peer.versions.values()] == ["", "", "model-2"]
     assert_restored(peer, directories, tmp_path / "out")
+
+
+def two_families(tmp_path, programs) -> list:
+    """A history, and one beside it that begins with the same file and goes on in two directions."""
+    first, second, other, more = (write_model(tmp_path / str(seed), seed) for seed in range(4))
+    return [
+        programs.Version(0, first, None, False, "a"),
+        programs.Version(1, second, 0, False, "a"),
+        programs.Version(2, first, None, True, "b"),
+        programs.Version(3, other, 2, True, "b"),
+        programs.Version(4, more, 2, True, "b"),
+    ]
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("Restic", "Borg", "Dvc")]
+
+
+@pytest.mark.parametrize("name", ["Mstore", "GitLfs", *SLOW])
+def test_several_families_in_one_repository(name, tmp_path, programs) -> None:
+    kind = getattr(programs, name)
+    if kind.version() is None:
+        pytest.skip(f"{kind.name} is not installed")
+    peer = kind(tmp_path / "peer")
+    versions = two_families(tmp_path, programs)
+    sizes = []
+    for version in versions:
+        peer.store(version)
+        sizes.append(peer.size())
+    raw = (versions[0].directory / "model.safetensors").stat().st_size
+    assert sizes[2] - sizes[1] < raw / 2, "the same file again"
+    assert_restored(peer, [version.directory for version in versions], tmp_path / "out")
+
+
+def test_mstore_has_a_model_for_each_family_and_each_unrelated_version(tmp_path, programs) -> None:
+    peer = programs.Mstore(tmp_path / "peer")
+    models = [peer.model(version) for version in two_families(tmp_path, programs)]
+    assert models == ["a", "a", "b", "b-3", "b-4"]
+
+
+@pytest.mark.usefixtures("plain_zipnn")
+def test_codecs_count_the_same_file_of_several_families_once(tmp_path, peers, programs) -> None:
+    peer = peers.Xor(tmp_path / "peer")
+    versions = two_families(tmp_path, programs)
+    # The second family begins with what the first one coded as a difference.
+    versions[2] = programs.Version(2, versions[1].directory, None, True, "b")
+    sizes = []
+    for version in versions:
+        peer.store(version)
+        sizes.append(peer.size())
+    assert sizes[2] == sizes[1]
+    assert sizes[3] > sizes[2]
+    assert_restored(peer, [version.directory for version in versions], tmp_path / "out")
 
 
 def test_a_directory_is_made_to_hold_a_version(tmp_path, programs) -> None:
