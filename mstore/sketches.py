@@ -120,9 +120,10 @@ def values_of(samples: NDArray[np.uint16]) -> Values:
 
 def spread_of(values: Values) -> Values:
     """How far the values (n, SAMPLES) spread: the norm of what is left without their mean."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        centred = values - values.mean(axis=1, keepdims=True)
-        spread: Values = np.sqrt(np.einsum("ij,ij->i", centred, centred))
+    wide = values.astype(np.float64)
+    wide -= wide.mean(axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        spread: Values = np.sqrt(np.einsum("ij,ij->i", wide, wide)).astype(np.float32)
     return spread
 
 
