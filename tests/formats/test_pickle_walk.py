@@ -1,0 +1,424 @@
+"""The pickle walker: what pickles it reads, and that nothing in them is ever run."""
+
+import collections
+import copyreg
+import datetime
+import io
+import math
+import os
+import pickle
+import pickletools
+import re
+import struct
+import subprocess
+import sys
+import textwrap
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
+from mstore.formats import pickle_arguments, pickle_walk
+from mstore.formats.pickle_values import (
+    SAME,
+    Call,
+    Dict,
+    Extension,
+    Global,
+    OutOfBand,
+    Persistent,
+    Set,
+    children,
+)
+from mstore.formats.pickle_walk import walk
+
+
+def plain(value):
+    """A walked value of no classes but Python's own, as Python has it."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    if isinstance(value, Dict):
+        return {plain(key): plain(inner) for key, inner in value.pairs}
+    if isinstance(value, Set):
+        return set(map(plain, value.members))
+    if isinstance(value, Call) and value.function.name == "set":
+        return set(map(plain, value.arguments[0]))
+    if isinstance(value, Call) and str(value.function) == "_codecs.encode":
+        return value.arguments[0].encode("latin-1")
+    if isinstance(value, Call) and value.function.name == "bytes":
+        return b""
+    return value
+
+
+keys = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+values = st.recursive(
+    keys
+    | st.floats(allow_nan=False)
+    | st.integers(-(2**200), 2**200)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: (
+        st.lists(inner)
+        | st.tuples(inner, inner)
+        | st.lists(inner).map(tuple)
+        | st.dictionaries(keys, inner)
+        | st.sets(keys)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=120)
+@given(value=values, protocol=st.integers(0, 5))
+def test_what_python_pickled(value, protocol):
+    assert plain(walk(pickle.dumps(value, protocol))) == value
+    optimised = pickletools.optimize(pickle.dumps([value, value], protocol))
+    assert plain(walk(optimised)) == [value, value]
+
+
+@settings(max_examples=120)
+@given(value=values, protocol=st.integers(0, 5), data=st.data())
+def test_changed_pickles_raise_nothing_else(value, protocol, data):
+    changed = bytearray(pickle.dumps(value, protocol))
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(MstoreError):
+        walk(bytes(changed))
+        # What is no pickle to Python's own disassembler is none here. (It takes names for ASCII.)
+        with suppress(UnicodeDecodeError):
+            list(pickletools.genops(bytes(changed)))
+
+
+OPCODES = b"".join(opcode.code.encode("latin-1") for opcode in pickletools.opcodes)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(OPCODES) | st.binary(max_size=9), max_size=40))
+def test_random_opcodes_raise_nothing_else(parts):
+    data = b"".join(bytes([part]) if isinstance(part, int) else part for part in parts)
+    for start in (b"", b"\x80\x04", b"]q\0}q\1(K\1K\2", b"cos\nsystem\n)Rq\0(h\0"):
+        with suppress(MstoreError):
+            walk(start + data + b".")
+
+
+class Thing:
+    def __init__(self):
+        self.a = 1
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+class Slots:
+    __slots__ = ("x",)
+
+    def __init__(self):
+        self.x = [1]
+
+
+class WithKeywords:
+    def __new__(cls, *, size=0):
+        return super().__new__(cls)
+
+    def __getnewargs_ex__(self):
+        return (), {"size": 3}
+
+
+SAMPLE = [
+    Thing(), Slots(), collections.OrderedDict(a=1), collections.Counter("aab"), {1, 2},
+    frozenset([3]), b"bytes", bytearray(b"array"), datetime.date(2020, 1, 2), 1.5, -7, 2**80, 300,
+    70000, None, True, False, "ü\n\\", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {}, {"k": []},
+    list(range(3)), collections.deque([1]), len, os.path.join, complex(1, 2), WithKeywords(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_truncation_and_flipped_bits(protocol):
+    data = pickle.dumps(SAMPLE if protocol >= 2 else SAMPLE[2:-1], protocol)
+    walk(data)
+    for size in range(len(data)):
+        with pytest.raises(FormatError):
+            walk(data[:size])
+    for at in range(len(data)):
+        for bit in (1, 8, 64):
+            changed = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+            with suppress(MstoreError):
+                walk(changed)
+
+
+def test_every_opcode_is_known():
+    known = set(pickle_walk._PLAIN) | set(pickle_walk._ACTS) | {ord(".")}
+    assert known == set(OPCODES)
+    for opcode in set(range(256)) - known:
+        with pytest.raises(FormatError, match="unknown opcode"):
+            walk(bytes([opcode]) + b"N.")
+
+
+CASES = {
+    b"N.": None,
+    b"I01\n.": True,
+    b"I00\n.": False,
+    b"I-12\n.": -12,
+    b"L12L\n.": 12,
+    b"L12\n.": 12,
+    b"J\xff\xff\xff\xff.": -1,
+    b"M\xff\xff.": 65535,
+    b"\x8a\0.": 0,
+    b"\x8a\2\0\xff.": -256,
+    b"\x8b\1\0\0\0\x05.": 5,
+    b"F1e3\n.": 1000.0,
+    b"Finf\n.": math.inf,
+    b"G" + struct.pack(">d", -2.5) + b".": -2.5,
+    b"S'a\\'\\n\\x41\\101\\q'\n.": "a'\nAA\\q",
+    b'S"\xff"\n.': b"\xff",
+    b"T\2\0\0\0ab.": "ab",
+    b"U\1\xff.": b"\xff",
+    b"V\\u0041\xfc\n.": "Aü",
+    b"X\3\0\0\0\xed\xa0\x80.": "\ud800",
+    b"\x8d\1" + bytes(7) + b"x.": "x",
+    b"\x8e\1" + bytes(7) + b"x.": b"x",
+    b"\x96\1" + bytes(7) + b"x.": b"x",
+    b"(K\1K\2d.": {1: 2},
+    b"(K\1K\2l.": [1, 2],
+    b"K\1K\x022\x860.": 1,
+    b"(K\1(K\x021l.": [1],
+    b"(0K\1.": 1,
+    b"]p5\n0g5\n.": [],
+    b"]r\5\0\0\0000j\5\0\0\0.": [],
+    b"]\x940h\0.": [],
+    b"\x80\5\x95\2" + bytes(7) + b"K\1.": 1,
+    b"K\1.trailing": 1,
+}
+
+
+@pytest.mark.parametrize("data", CASES)
+def test_opcodes(data):
+    found = plain(walk(data))
+    assert (found, type(found)) == (CASES[data], type(CASES[data]))
+
+
+def test_inert_values():
+    call = walk(b"cos\nsystem\n(S'x'\ntR.")
+    assert isinstance(call, Call)
+    assert (str(call.function), call.arguments) == ("os.system", ("x",))
+    assert str(walk(b"\x8c\3a.b\x8c\3c.d\x93.")) == "a.b.c.d"
+    made = walk(b"(K\1im\nC\n.")
+    assert (str(made.function), made.arguments) == ("m.C", (1,))
+    made = walk(b"(cm\nC\nK\1o.")
+    assert (str(made.function), made.arguments) == ("m.C", (1,))
+    made = walk(b"cm\nC\n)\x81}K\1K\2sb]b.")
+    assert plain(made.states[0]) == {1: 2}
+    assert made.states[1] == []
+    made = walk(b"cm\nC\n)}K\1K\2s\x92.")
+    assert plain(made.keywords) == {1: 2}
+    made = walk(b"cm\nC\n)R(K\1K\2uK\3K\4s(K\5eK\6a(K\7\x90.")
+    assert (made.pairs, made.elements) == ([(1, 2), (3, 4)], [5, 6, 7])
+    assert walk(b"Pid\n.").identifier == "id"
+    assert walk(b"(K\1K\2tQ.").identifier == (1, 2)
+    assert [walk(data).code for data in (b"\x82\7.", b"\x83\7\1.", b"\x84\7\0\0\0.")] == [7, 263, 7]
+    assert isinstance(walk(b"\x97."), OutOfBand)
+    assert isinstance(walk(b"\x97\x98."), OutOfBand)
+
+
+def test_extensions_stay_numbers():
+    copyreg.add_extension(__name__, "Thing", 0x1234)
+    try:
+        (call,) = walk(pickle.dumps([Thing()], 2))
+        assert isinstance(call.function, Extension)
+    finally:
+        copyreg.remove_extension(__name__, "Thing", 0x1234)
+
+
+def test_python_reads_the_same_globals():
+    """Python's own unpickler asks for the same names in the same order."""
+    asked = []
+
+    class Asking(pickle.Unpickler):
+        def find_class(self, module, name):
+            asked.append(f"{module}.{name}")
+            return super().find_class(module, name)
+
+    for protocol in (2, 4, 5):
+        data = pickle.dumps(SAMPLE, protocol, fix_imports=False)
+        asked.clear()
+        Asking(io.BytesIO(data)).load()
+        found = [f"{g.module}.{g.name}" for g in reachable(walk(data)) if isinstance(g, Global)]
+        assert set(found) == set(asked)
+
+
+def reachable(root):
+    """Every value once."""
+    seen, stack = {}, [root]
+    while stack:
+        value = stack.pop()
+        if id(value) not in seen:
+            seen[id(value)] = value
+            stack += [child for _, child in children(value)]
+    return list(seen.values())
+
+
+def test_children():
+    value = walk(b"cm\nC\n(K\1t}K\2K\3s\x92K\4a(K\5K\6uN}K\7K\x08s\x86b.")
+    assert [(None if k is SAME else k, c) for k, c in children(value) if c.__class__ is int] == [
+        (0, 1), (2, 3), (0, 4), (5, 6)
+    ]  # fmt: skip
+    assert [plain(c) for k, c in children(value) if k is SAME][1:] == [None, {7: 8}]
+    assert list(children(Persistent("x"))) == [(SAME, "x")]
+    assert list(children(Set([1, 2]))) == [(0, 1), (1, 2)]
+    assert list(children("text")) == list(children(5)) == []
+
+
+BAD = {
+    b"": FormatError,
+    b".": FormatError,
+    b"0.": FormatError,
+    b"1.": FormatError,
+    b"2.": FormatError,
+    b"(": FormatError,
+    b"(.": FormatError,
+    b"K": FormatError,
+    b"h\0.": FormatError,
+    b"q\0.": FormatError,
+    b"g-1\n.": FormatError,
+    b"gx\n.": FormatError,
+    b"I1_0\n.": FormatError,
+    b"I0x10\n.": FormatError,
+    b"L\n.": FormatError,
+    b"Fone\n.": FormatError,
+    b"S'\n.": FormatError,
+    b"Sx\n.": FormatError,
+    b"S'\\x4'\n.": FormatError,
+    b"V\\u12\n.": FormatError,
+    b"\x8c\1\xff.": FormatError,
+    b"T\xff\xff\xff\xff.": FormatError,
+    b"X\xff\xff\xff\xffabc.": FormatError,
+    b"\x8e" + b"\xff" * 8 + b".": FormatError,
+    b"\x8b\xff\xff\xff\xff.": FormatError,
+    b"\x8b\xff\xff\xff\x7f.": FormatError,
+    b"\x80\6N.": FormatError,
+    b"(K\1d.": FormatError,
+    b"}(K\1u.": FormatError,
+    b"}K\1K\2t.": FormatError,
+    b"cos\nsystem\nK\1R.": FormatError,
+    b"cos\nsystem\n)K\1\x92.": FormatError,
+    b"\x95\x09" + bytes(7) + b"K\1.": FormatError,
+    b"\x95\1" + bytes(7) + b"K\1.": FormatError,
+    b"\x95\x0a" + bytes(7) + b"\x95\1" + bytes(7) + b"N.": FormatError,
+    b"c\xff\nx\n.": FormatError,
+    b"K\1)R.": UnsafeInputError,
+    b"(o.": UnsafeInputError,
+    b"K\1K\2\x93.": UnsafeInputError,
+    b"cos\nenviron\nK\1K\2s.": UnsafeInputError,
+    b"cos\nsystem\n}b.": UnsafeInputError,
+    b"]}b.": UnsafeInputError,
+    b"]K\1K\2s.": UnsafeInputError,
+    b"}K\1a.": UnsafeInputError,
+    b"](K\1\x90.": UnsafeInputError,
+    b"I" + b"1" * 5000 + b"\n.": LimitExceededError,
+    b"\x8b\0\2\0\0" + b"\1" * 512 + b".": LimitExceededError,
+    b"(" * 20_000: LimitExceededError,
+}
+
+
+@pytest.mark.parametrize("data", BAD, ids=lambda data: repr(data[:20]))
+def test_refused(data):
+    with pytest.raises(BAD[data], match="its pickle"):
+        walk(data)
+
+
+def test_limits(monkeypatch):
+    nested = b"]" + b"h\0" * 10 + b"."
+    monkeypatch.setattr(pickle_walk, "MAX_OPCODES", 10)
+    with pytest.raises(LimitExceededError, match="opcodes"):
+        walk(b"]q\0" + nested)
+    monkeypatch.undo()
+    monkeypatch.setattr(pickle_walk, "MAX_MEMORY", 10_000)
+    for flood in (b"]", b"}", b"\x8f", b"(", b")\x85", b"cm\nC\n", b"\x97", b"F1\n", b"U\1x"):
+        with pytest.raises(LimitExceededError, match="10000 bytes"):
+            walk(flood * 1000 + b".")
+    with pytest.raises(LimitExceededError):
+        walk(b"N" + b"".join(b"p%d\n" % index for index in range(1000)) + b".")
+    with pytest.raises(LimitExceededError):
+        walk(b"](" + b"N" * 9000 + b"e.")
+    monkeypatch.undo()
+    monkeypatch.setattr(pickle_arguments, "MAX_STRING", 10)
+    assert walk(b"U\x0a0123456789.") == "0123456789"
+    with pytest.raises(LimitExceededError):
+        walk(b"U\x0b0123456789x.")
+
+
+def test_bombs_are_shared_not_copied():
+    """Values that are 2**2000 long when written out, or hold themselves, stay as small as written."""
+    doubling = b")" + b"2\x86" * 2000 + b"."
+    assert len(reachable(walk(doubling))) == 2001
+    lists = b"(l" + b"".join(b"q%c(h%ch%cl" % ((i,) * 3) for i in range(200)) + b"."
+    assert len(reachable(walk(lists))) == 201
+    (itself,) = walk(b"]q\0h\0a.")
+    assert itself[0] is itself
+    own = walk(b"}q\0K\1h\0s.")
+    assert own.pairs[0][1] is own
+
+
+def test_deep_values_and_colliding_keys():
+    deep = walk(b")" + b"\x85" * 100_000 + b".")
+    del deep
+    deepest_key = walk(b"}" + b")" + b"\x85" * 100_000 + b"K\1s.")
+    assert isinstance(deepest_key, Dict)
+    collide = b"".join(
+        b"\x8a\x10" + (i * (2**61 - 1)).to_bytes(16, "little") for i in range(20_000)
+    )
+    assert len(walk(b"}(" + collide + b"u.").pairs) == 10_000
+
+
+def test_nothing_is_imported_opened_or_run():
+    """In a process of its own, no event that Python audits happens while pickles are walked."""
+    payloads = [
+        b"cos\nsystem\n(S'echo gone wrong'\ntR.",
+        b"cthis_module_is_not_there\nname\n)R.",
+        b"cantigravity\nfly\n.",
+        b"c__builtin__\neval\n(V__import__('antigravity')\ntR.",
+        b"\x8c\2os\x8c\6system\x93\x8c\1x\x85R.",
+        b"(S'x'\nios\nsystem\n.",
+        b"(cos\nsystem\nS'x'\no.",
+        b"ccopyreg\n_reconstructor\n(csubprocess\nPopen\nc__builtin__\nobject\nNtR(K\1lb.",
+        b"Pfile:///etc/passwd\n.",
+        b"V\\u0041\n0S'\\x41\\q'\n0U\1\xff0F1.5\n0L3L\n.",
+        b"\x82\1)R.",
+        *(pickle.dumps(SAMPLE[2:-1], protocol) for protocol in range(6)),
+    ]
+    script = textwrap.dedent(
+        f"""
+        import sys
+        from mstore.formats.pickle_walk import walk
+        events = []
+        def hook(event, arguments):
+            if watching:
+                events.append((event, arguments))
+        watching = False
+        payloads = {payloads!r}
+        sys.addaudithook(hook)
+        before = set(sys.modules)
+        watching = True
+        for payload in payloads:
+            walk(payload)
+        watching = False
+        print(events, set(sys.modules) - before)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stderr, done.stdout) == ("", "[] set()\n")
+
+
+def test_the_code_has_no_way_to_run_anything():
+    """Neither pickle nor importing, evaluating or looking up attributes by name is in the source."""
+    for module in (pickle_walk, pickle_arguments, sys.modules[Call.__module__]):
+        source = re.sub(r'""".*?"""', "", Path(module.__file__).read_text(), flags=re.DOTALL)
+        assert not re.search(
+            r"import pickle\b|__import__|importlib|eval\(|exec\(|getattr|setattr|globals\(", source
+        )
