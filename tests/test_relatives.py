@@ -2,16 +2,20 @@
 
 import io
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Semaphore
 from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
 
+from mstore.arrayfile import pack_arrays
 from mstore.basefinder import BaseFinder
+from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.codecs.base import DELTA
 from mstore.database import Database
 from mstore.dtypes import BY_NAME
@@ -200,6 +204,34 @@ def test_a_model_made_of_two_finds_both():
     assert large == in_differences
 
 
+def test_a_model_made_of_many_finds_all():
+    repo = fresh()
+    parts = [
+        {f"part{n}.{name}": array for name, array in new_model(n, 1).items()} for n in range(7)
+    ]
+    for number, part in enumerate(parts):
+        as_model(repo, f"m{number}").commit(part)
+    joined = {name: array for part in parts for name, array in part.items()}
+    as_model(repo, "all").commit(tuned(joined, 1))
+    large, in_differences = chunks(as_model(repo, "all"))
+    assert large == in_differences == 7 * (len(SHAPES) + 1)
+
+
+def test_small_tensors_follow_their_neighbours():
+    """None of these names is known, and several small tensors have one shape."""
+    repo = fresh()
+    model = new_model(0, layers=4)
+    repo.commit(model)
+    new = renamed(tuned(model, 1))
+    names = dict(zip(new, model, strict=True))
+    packed = pack_arrays(new, {})
+    source = BufferSource([memoryview(packed.header), *packed.buffers])
+    found = BaseFinder(repo.database, []).find("m", source, packed.layout, DEFAULT_CHUNK_SIZE)
+    for segment, bases in zip(packed.layout.segments, found, strict=True):
+        if segment.tensor is not None:
+            assert [base.tensor.name for base in bases] == [names[segment.tensor.name]]
+
+
 def chunks(repo: Repository) -> tuple[int, int]:
     """How many chunks of large tensors `main` has, and how many of them are differences."""
     db = repo.database
@@ -343,6 +375,38 @@ class TestObjects:
             second.commit(new_model(5))
         assert rows(first) == 2 * (2 * len(SHAPES) + 1)
         assert first.verify().ok
+
+    def test_what_gc_condemns_meanwhile_is_rescued(self):
+        class Storage(MemoryStorage):
+            def put(self, key, parts):
+                if key.startswith("sketches/"):
+                    Database.open(self).publish(
+                        lambda root: replace(root, condemned=frozenset({key})),
+                        action="gc",
+                        author="Ada",
+                    )
+                return super().put(key, parts)
+
+        repo = Repository(Database.create(Storage(), "Ada"))
+        repo.commit(BASE)
+        root = repo.database.refresh()
+        assert (len(root.sketches), root.condemned) == (1, frozenset())
+
+    def test_a_commit_waits_for_its_sketches(self):
+        indexes = Semaphore(0)
+
+        class Storage(MemoryStorage):
+            def put(self, key, parts):
+                if key.startswith("sketches/"):
+                    assert all(indexes.acquire(timeout=10) for _ in range(2))
+                    time.sleep(0.05)
+                elif key.startswith("indexes/"):
+                    indexes.release()
+                return super().put(key, parts)
+
+        repo = Repository(Database.create(Storage(), "Ada"))
+        repo.commit(BASE)
+        assert rows(repo) > 0
 
     @pytest.mark.parametrize("fails", ["doomed", "refused"])
     def test_a_commit_goes_on_without_its_sketches(self, fails):

@@ -1,14 +1,19 @@
 """Sketches: what they are made of, and the objects that keep them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mstore.database import Database
 from mstore.dtypes import BY_NAME
 from mstore.errors import CorruptDataError, MstoreError, UnsupportedVersionError
 from mstore.layout import Tensor
-from mstore.root import SketchRef
+from mstore.root import SketchRef, decode
+from mstore.root import encode as encode_root
 from mstore.sketches import (
     HEAD,
     PLACES,
@@ -195,6 +200,19 @@ class TestDamage:
         gone = SketchRef("gone", 1, 1)
         bad = SketchRef("bad", 2, len(self.stored))
         assert len(merge_sketches(storage, [refs[0], bad, gone, refs[1]])[1]) == 2
+
+
+class TestRoot:
+    def test_it_lists_them(self):
+        root = Database.create(MemoryStorage(), "Ada").root
+        listed = replace(root, sketches=(SketchRef("a", 3, 900), SketchRef("b", 1, 500)))
+        assert decode(encode_root(listed), 1) == listed
+
+    def test_without_any_it_is_as_before_there_were_any(self):
+        root = Database.create(MemoryStorage(), "Ada").root
+        stored = zstandard.ZstdDecompressor().decompress(encode_root(root)[20:])
+        assert b"sketches" not in stored
+        assert decode(encode_root(root), 1).sketches == ()
 
 
 def test_values_are_bfloat16():
