@@ -1,8 +1,9 @@
 """mstore and its peers on families of models: python tests/benchmarks/bench_families.py
 
 Every peer stores the versions of every family in order and gives each of them back, which is
-compared byte for byte. With `--report` the page docs/benchmarks.md is written anew, if nothing is
-left out. Families that are not there are trained first. Ends with 1 if a target was missed.
+compared byte for byte: first each family in a repository of its own, then all of them in one.
+With `--report` the page docs/benchmarks.md is written anew, if nothing is left out. Families that
+are not there are trained first. Ends with 1 if a target was missed.
 """
 
 import argparse
@@ -14,16 +15,17 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from families import FAMILIES, Family
+from families import FAMILIES, LONG_FAMILIES, Family
 from measure import DEFAULT_MODEL, Figure, machine, show, workspace
 from peers import PEERS
 from programs import Mstore, Peer, Version
 from report import write_report
+from run import run_benchmark
 
 HERE = Path(__file__).parent
 
@@ -49,6 +51,14 @@ The first steps of AdamW change more than those after them, so both are shown.
 DEEP = {"f32": 0.33, "bf16-cast": 0.084, "bf16": 0.0155}
 """The same for versions 1 and 2 of a family, after `repack --deep`."""
 
+PARTS = {
+    "apart": "each family in a repository of its own",
+    "together": "all families in one repository",
+    "depth": "long histories",
+    "codecs": "codecs in memory",
+}
+"""What is measured, by the names that the command line knows."""
+
 SUM_RATIO, COMMIT_RATIO, CHECKOUT_RATIO = 1.25, 4, 3
 
 Results = dict[str, Any]
@@ -56,22 +66,22 @@ Results = dict[str, Any]
 
 @dataclass(slots=True)
 class Series:
-    """One family stored by one peer: per version the bytes after it, and seconds."""
+    """Versions stored by one peer: per version the bytes after it, and seconds."""
 
     stored: list[int]
     commit: list[float]
     checkout: list[float]
 
 
-def store_family(family: Family, kind: type[Peer], home: Path) -> Series:
-    """Store all versions, then restore and compare each."""
+def store_all(versions: Sequence[Version], kind: type[Peer], home: Path) -> Series:
+    """Store the versions in one repository, then restore and compare each."""
     peer = kind(home)
     series = Series([], [], [])
-    for version in _versions(family):
+    for version in versions:
         series.commit.append(peer.store(version))
         series.stored.append(peer.size())
     out = home / "out"
-    for version in _versions(family):
+    for version in versions:
         out.mkdir()
         os.sync()
         series.checkout.append(peer.restore(version.number, out))
@@ -81,9 +91,23 @@ def store_family(family: Family, kind: type[Peer], home: Path) -> Series:
     return series
 
 
-def _versions(family: Family) -> Iterator[Version]:
-    for number in range(len(family.versions)):
-        yield Version(number, family.directory(number), family.parent(number), family.unrelated)
+def _versions(family: Family) -> list[Version]:
+    return [
+        Version(number, family.directory(number), family.parent(number), family.unrelated)
+        for number in range(len(family.versions))
+    ]
+
+
+def versions_together(families: Sequence[Family]) -> list[Version]:
+    """The versions of all families, for one repository: numbered throughout."""
+    found: list[Version] = []
+    for family in families:
+        first = len(found)
+        for version in _versions(family):
+            parent = None if version.parent is None else first + version.parent
+            number = first + version.number
+            found.append(replace(version, number=number, parent=parent, family=family.name))
+    return found
 
 
 def _compare(original: Path, restored: Path, peer: str) -> None:
@@ -97,7 +121,7 @@ def deep_growth(family: Family, home: Path) -> list[float] | None:
     """What versions 1 and 2 add to a repository that is repacked after each version."""
     mstore = Mstore(home)
     sizes: list[int] = []
-    for version in list(_versions(family))[:3]:
+    for version in _versions(family)[:3]:
         mstore.store(version)
         if mstore.repack() is None:
             return None
@@ -116,7 +140,8 @@ def measure(families: Sequence[Family], kinds: Sequence[type[Peer]], runs: int) 
         with workspace() as work:
             for _ in range(runs if family.name == REPEATED else 1):
                 for kind in kinds:
-                    samples[kind.name].append(store_family(family, kind, work / kind.name))
+                    series = store_all(_versions(family), kind, work / kind.name)
+                    samples[kind.name].append(series)
             deep = deep_growth(family, work / "deep") if family.name in DEEP else None
         results[family.name] = {
             "title": family.title,
@@ -128,6 +153,32 @@ def measure(families: Sequence[Family], kinds: Sequence[type[Peer]], runs: int) 
         }
         _print_family(results[family.name])
     return results
+
+
+def measure_together(families: Sequence[Family], kinds: Sequence[type[Peer]]) -> Results:
+    """What each family adds to a repository of all, for each peer; and of how many bytes."""
+    versions = versions_together(families)
+    peers: Results = {}
+    print("\nAll families in one repository", flush=True)
+    for kind in kinds:
+        with workspace() as work:
+            stored = store_all(versions, kind, work / kind.name).stored
+        pairs = zip(versions, [0, *stored], stored, strict=False)
+        added = dict.fromkeys((family.name for family in families), 0)
+        for version, before, after in pairs:
+            added[version.family] += after - before
+        peers[kind.name] = added
+        show(Figure(kind.name, stored[-1] / 1e6, "MB"))
+    raw = {family.name: _raw(family) for family in families}
+    return {
+        "raw": raw,
+        "titles": {family.name: family.title for family in families},
+        "peers": peers,
+    }
+
+
+def _raw(family: Family) -> int:
+    return sum(family.raw_size(number) for number in range(len(family.versions)))
 
 
 def _whole_size(family: Family, number: int) -> int:
@@ -160,10 +211,13 @@ def _print_family(family: Results) -> None:
         show(Figure(name, peer["stored"][-1] / raw, "of raw", note=note))
 
 
-def figures(results: Results) -> Iterator[Figure]:
+def figures(results: Results, together: Results | None) -> Iterator[Figure]:
     """What has a target."""
     yield from _growth(results)
     yield from _beside_peers(results)
+    if together:
+        sizes = {peer: sum(added.values()) for peer, added in together["peers"].items()}
+        yield from _totals(sizes, PARTS["together"])
     if REPEATED in results:
         yield from _speeds(results[REPEATED]["peers"])
 
@@ -171,19 +225,29 @@ def figures(results: Results) -> Iterator[Figure]:
 def _growth(results: Results) -> Iterator[Figure]:
     for name, number, target, title in GROWTH:
         if name in results and "mstore" in results[name]["peers"]:
-            stored = results[name]["peers"]["mstore"]["stored"]
-            added = stored[number] - stored[number - 1]
-            yield Figure(title, added / results[name]["raw"][number], "of raw", target)
+            value = _added(results[name], "mstore", number)
+            yield Figure(title, value, "of raw", target, note=_of_xor(results[name], number))
     for name, number, _, title in GROWTH:
         if name in DEEP and name in results:
             deep = results[name]["deep"]
-            note = "" if deep else "this mstore has no repack --deep"
+            note = _of_xor(results[name], number) if deep else "this mstore has no repack --deep"
             value = deep[number - 1] if deep else None
             yield Figure(f"{title}, repack --deep", value, "of raw", DEEP[name], note=note)
 
 
+def _added(family: Results, peer: str, number: int) -> float:
+    """What a version added to what the peer stores, as a share of the version's own bytes."""
+    stored = family["peers"][peer]["stored"]
+    return (stored[number] - stored[number - 1]) / family["raw"][number]
+
+
+def _of_xor(family: Results, number: int) -> str:
+    """The same of the XOR codec, which tells how hard this data is."""
+    return f"XOR: {_added(family, 'XOR', number):.4f}" if "XOR" in family["peers"] else ""
+
+
 def _beside_peers(results: Results) -> Iterator[Figure]:
-    """The smallest peer of each family, and the sum of all beside the XOR codec's."""
+    """The smallest peer of each family, and the sum of all."""
     totals: dict[str, int] = {}
     for name, family in results.items():
         stored = {peer: found["stored"][-1] for peer, found in family["peers"].items()}
@@ -193,11 +257,16 @@ def _beside_peers(results: Results) -> Iterator[Figure]:
             best = min(stored, key=lambda peer: stored[peer])
             ratio = stored[best] / own
             yield Figure(f"size of {best} / mstore: {name}", ratio, "x", 1, at_most=False)
-    for peer, total in totals.items():
-        if peer != "mstore" and "mstore" in totals:
+    yield from _totals(totals, PARTS["apart"])
+
+
+def _totals(sizes: dict[str, int], how: str) -> Iterator[Figure]:
+    """What each peer needs for all families, beside mstore."""
+    for peer, size in sizes.items():
+        if peer != "mstore" and "mstore" in sizes:
             target = SUM_RATIO if peer == "XOR" else 1
-            ratio = total / totals["mstore"]
-            yield Figure(f"size of {peer} / mstore: sum of all", ratio, "x", target, at_most=False)
+            ratio = size / sizes["mstore"]
+            yield Figure(f"size of {peer} / mstore: {how}", ratio, "x", target, at_most=False)
 
 
 def _speeds(peers: Results) -> Iterator[Figure]:
@@ -213,7 +282,8 @@ def main() -> int:
     """The command line; returns the exit code."""
     arguments = _arguments()
     families = [family for family in FAMILIES if family.name in arguments.families]
-    missing = [family.name for family in families if not family.made()]
+    wanted = [*families, *(LONG_FAMILIES if "depth" in arguments.parts else ())]
+    missing = [family.name for family in wanted if not family.made()]
     if missing:
         maker = [sys.executable, HERE / "make_families.py", "--model", arguments.model, *missing]
         subprocess.run(maker, check=True)
@@ -224,8 +294,15 @@ def main() -> int:
     for name, version in versions.items():
         print(version or f"{name} is not installed", flush=True)
     installed = [kind for kind in kinds.values() if versions[kind.name]]
-    results = measure(families, installed, arguments.runs)
-    found = list(figures(results))
+    parts = arguments.parts
+    results = measure(families, installed, arguments.runs) if "apart" in parts else {}
+    together = measure_together(families, installed) if "together" in parts else None
+    others = {
+        part: run_benchmark(part, arguments.model)["figures"]
+        for part in ("depth", "codecs")
+        if part in parts
+    }
+    found = list(figures(results, together))
     print("\nTargets")
     for figure in found:
         show(figure)
@@ -233,13 +310,17 @@ def main() -> int:
         "machine": described,
         "peers": versions,
         "families": results,
+        "together": together,
         "figures": [asdict(figure) | {"verdict": figure.verdict} for figure in found],
+        **others,
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
-    if arguments.report and len(families) == len(FAMILIES) and len(kinds) == len(PEERS):
+    all_ran = (len(families), len(kinds), len(parts)) == (len(FAMILIES), len(PEERS), len(PARTS))
+    if arguments.report and all_ran:
         write_report(report)
-    return 1 if any(figure.verdict == "MISSED" for figure in found) else 0
+    verdicts = [figure["verdict"] for part in ("figures", *others) for figure in report[part]]
+    return 1 if "MISSED" in verdicts else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -250,7 +331,12 @@ def _arguments() -> argparse.Namespace:
         "--report", action="store_true", help="write docs/benchmarks.md, if all ran"
     )
     parser.add_argument("--runs", type=int, default=3, help=f"runs of {REPEATED} (default: 3)")
-    for what, known in (("families", [family.name for family in FAMILIES]), ("peers", list(PEERS))):
+    choices = (
+        ("parts", list(PARTS)),
+        ("families", [family.name for family in FAMILIES]),
+        ("peers", list(PEERS)),
+    )
+    for what, known in choices:
         shown = f"some of: {','.join(known)}"
         parser.add_argument(f"--{what}", type=_names(known), default=known, help=shown)
     return parser.parse_args()

@@ -25,6 +25,7 @@ ADAPTER_STEPS = 50
 NEW_TOKENS = 100
 VOCABULARY_STEPS = 50
 SCRATCH = (0, 10, 20, 50, 100, 200, 400)
+LONG = tuple(range(400, 1000, 20))
 SPARSE_SHARE = 0.01
 
 
@@ -98,3 +99,10 @@ FAMILIES = (
         ("float32", "its bfloat16 copy", "its float16 copy", "the bfloat16 copy as float32"),
     ),
 )
+"""Those that peers are compared on."""
+
+LONG_FAMILIES = (
+    Family("long-f32", "the small network trained on", _steps(LONG)),
+    Family("long-bf16", "the small network trained on, cast to bfloat16", _steps(LONG)),
+)
+"""Long histories, for what comes of a history's length alone."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import families
 import torch
 import training
-from families import CACHE, CHECKPOINT, FAMILIES, MODEL
+from families import CACHE, CHECKPOINT, FAMILIES, LONG_FAMILIES, MODEL
 from measure import DEFAULT_MODEL
 from safetensors.torch import load_file, save_file
 from training import Pairs, Weights
@@ -163,6 +163,14 @@ def scratch(shop: Workshop) -> None:
             versions.add(weights)
 
 
+def long_series(shop: Workshop) -> None:
+    """The small network's later steps in float32, and the same rounded to bfloat16."""
+    with shop.family("long-f32") as full, shop.family("long-bf16") as half:
+        for _, weights in training.train_from_scratch(shop.texts, families.LONG, seed=5):
+            full.add(weights)
+            half.add(cast(weights, torch.bfloat16))
+
+
 def vocabulary(shop: Workshop) -> None:
     """The base, the base with new tokens that start near the mean, and that fine-tuned."""
     name = "embeddings.word_embeddings.weight"
@@ -243,6 +251,7 @@ MAKERS: dict[tuple[str, ...], Maker] = {
     ("adapter",): adapter,
     ("vocabulary",): vocabulary,
     ("scratch",): scratch,
+    ("long-f32", "long-bf16"): long_series,
     ("seeds",): seeds,
 }
 """Which families each makes, in an order in which the first is there for those made of it."""
@@ -267,7 +276,7 @@ def make(names: Sequence[str], model: Path, cache: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Make the families of models.")
-    known = [family.name for family in FAMILIES]
+    known = [family.name for family in (*FAMILIES, *LONG_FAMILIES)]
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="folder of the f32 model")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(known)}")
     arguments = parser.parse_args()

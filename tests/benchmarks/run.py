@@ -1,8 +1,7 @@
 """Run the benchmarks: python tests/benchmarks/run.py [--model DIR] [--json FILE] [NAME]…
 
 Each runs as a process of its own, so that none meets the memory of another. NAME is that of a
-file without `bench_`, such as `size`; without one all are run, and the table of the codecs, which
-has no targets, is shown. Ends with 1 if a target was missed.
+file without `bench_`, such as `size`; without one all are run. Ends with 1 if a target was missed.
 """
 
 import argparse
@@ -15,7 +14,7 @@ from pathlib import Path
 from measure import DEFAULT_MODEL, machine
 
 HERE = Path(__file__).parent
-NAMES = ("size", "memory_speed", "processes", "start", "chunks", "memory")
+NAMES = ("size", "memory_speed", "codecs", "processes", "start", "chunks", "memory", "depth")
 
 
 def main() -> int:
@@ -29,11 +28,7 @@ def main() -> int:
         parser.error(f"there is no benchmark {sorted(unknown)[0]!r}")
     described = machine()
     print("\n".join(f"{what:10} {value}" for what, value in described.items()), flush=True)
-    results = {name: _run(name, arguments.model) for name in arguments.names or NAMES}
-    if not arguments.names:
-        print("\nCodecs, in memory", flush=True)
-        weights = arguments.model / "model.safetensors"
-        subprocess.run([sys.executable, HERE / "bench_codecs.py", weights], check=True)
+    results = {name: run_benchmark(name, arguments.model) for name in arguments.names or NAMES}
     figures = [figure for result in results.values() for figure in result["figures"]]
     missed = [figure["name"] for figure in figures if figure["verdict"] == "MISSED"]
     bounded = sum(figure["target"] is not None for figure in figures)
@@ -46,7 +41,8 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def _run(name: str, model: Path) -> dict:
+def run_benchmark(name: str, model: Path) -> dict:
+    """Run one in a process of its own, which prints as it goes; returns its title and figures."""
     with tempfile.TemporaryDirectory() as directory:
         found = Path(directory) / "figures.json"
         script = HERE / f"bench_{name}.py"
