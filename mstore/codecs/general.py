@@ -47,8 +47,8 @@ class Zstd(Codec):
     number = ZSTD
     name = "zstd"
 
-    def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL)
+    def __init__(self, level: int = LEVEL) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=level)
         self._decompressor = zstandard.ZstdDecompressor()
 
     def encode(self, raw: memoryview, dtype: DType | None) -> list[Buffer]:

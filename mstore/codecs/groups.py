@@ -40,6 +40,8 @@ _SPARSE_HEAD = struct.Struct("<BII")
 _SPARSE_SHARE = 0.3
 # The bits of a typical number that are worth a plane of their own, where it has more than a byte.
 _TELLING_BITS = 4
+_TRIED_BITS = (3, 4, 5)
+_SOME_BITS = 10
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -47,8 +49,10 @@ _Bytes = npt.NDArray[np.uint8]
 class GroupCoder:
     """Encodes and decodes groups. One thread at a time."""
 
-    def __init__(self) -> None:
-        self._coder = ByteCoder()
+    def __init__(self, *, deep: bool = False) -> None:
+        """With `deep` several ways to code a group are tried, and the best with more effort."""
+        self._coder = self._plain = ByteCoder()
+        self._deep = ByteCoder(deep=True) if deep else None
         self._plane = Scratch()
 
     def encode(self, words: Words, table: bytearray, parts: list[Buffer]) -> None:
@@ -58,12 +62,54 @@ class GroupCoder:
             table.append(ZERO)
             return
         used = int(np.count_nonzero(words))
-        if used < _SPARSE_SHARE * len(words):
-            self._encode_sparse(words, table, parts)
-            return
         typical = int(words[:: max(1, len(words) // 1024)].mean()).bit_length()
-        # Up to a byte and a bit, cutting off low bits costs more than it saves.
-        shift = typical - _TELLING_BITS if typical > 8 else 0
+        if self._deep is not None:
+            self._encode_smallest(self._deep, words, used, typical, table, parts)
+        elif used < _SPARSE_SHARE * len(words):
+            self._encode_sparse(words, table, parts)
+        else:
+            # Up to a byte and a bit, cutting off low bits costs more than it saves.
+            shift = typical - _TELLING_BITS if typical > 8 else 0
+            self._encode_dense(words, shift, table, parts)
+
+    def _encode_smallest(
+        self,
+        coder: ByteCoder,
+        words: Words,
+        used: int,
+        typical: int,
+        table: bytearray,
+        parts: list[Buffer],
+    ) -> None:
+        """Try what is near to what `encode` would do; the planes of the smallest go to `coder`."""
+        shifts: set[int | None] = set()
+        if used > _SPARSE_SHARE / 2 * len(words):
+            shifts.update(max(0, typical - bits) for bits in _TRIED_BITS)
+            shifts.update({0} if typical < _SOME_BITS else ())
+        if used < 2 * _SPARSE_SHARE * len(words):
+            shifts.add(None)
+        sizes = {}
+        for shift in shifts:
+            tried, streams = bytearray(), list[Buffer]()
+            self._encode_as(words, shift, tried, streams)
+            sizes[shift] = len(tried) + sum(map(len, streams))
+        self._coder = coder
+        self._encode_as(words, min(sizes, key=lambda shift: sizes[shift]), table, parts)
+        self._coder = self._plain
+
+    def _encode_as(
+        self, words: Words, shift: int | None, table: bytearray, parts: list[Buffer]
+    ) -> None:
+        """Dense with this shift, or sparse."""
+        if shift is None:
+            self._encode_sparse(words, table, parts)
+        else:
+            self._encode_dense(words, shift, table, parts)
+
+    def _encode_dense(
+        self, words: Words, shift: int, table: bytearray, parts: list[Buffer]
+    ) -> None:
+        top = int(words.max())
         low, high = -(-shift // 8), -(-max(0, top.bit_length() - shift) // 8)
         table += _DENSE_HEAD.pack(DENSE, shift)
         table.append(low + high)

@@ -1,4 +1,4 @@
-"""The order of numbers by their exponents, and which of them to code together."""
+"""Orders of numbers, by exponents or magnitudes, and which of them to code together."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,6 +7,9 @@ from mstore.codecs.scratch import Scratch
 
 SMALLEST_GROUP = 4096
 """Numbers in a group, at least: for fewer the tables of Huffman's code cost more than they save."""
+
+MAGNITUDE_GROUP = 16384
+"""Numbers in a group, where they are ordered by magnitude; the last group may have fewer."""
 
 LAST_KEY = 255
 
@@ -88,3 +91,44 @@ class Sorter:
         places = self._scratch[1].array(count, np.dtype(np.intp))
         np.bitwise_and(pairs, LONGEST_ORDER - 1, out=places)
         return Order(pairs, places, unsorted)
+
+
+class MagnitudeOrder:
+    """As `Order`, of numbers by magnitudes of 32 bits."""
+
+    def __init__(self, pairs: npt.NDArray[np.uint64], places: Places, unsorted: int) -> None:
+        """As `Order`; in the pairs the places are the lower 32 bits."""
+        self.places = places
+        self._pairs = pairs
+        self._unsorted = unsorted
+
+    def is_right(self) -> bool:
+        """As `Order.is_right`."""
+        pairs = self._pairs
+        return (
+            bool((pairs[1:] > pairs[:-1]).all())
+            and int(np.bitwise_xor.reduce(pairs)) == self._unsorted
+            and bool((pairs & np.uint64(0xFFFFFFFF) == self.places.astype(np.uint64)).all())
+        )
+
+
+class MagnitudeSorter:
+    """Makes orders by magnitude. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._scratch = Scratch(), Scratch()
+        self._numbers = np.empty(0, np.uint64)
+
+    def order(self, magnitudes: npt.NDArray[np.unsignedinteger]) -> MagnitudeOrder:
+        """The order of numbers by their `magnitudes` (n,), each below 2**32; n < 2**32."""
+        count = len(magnitudes)
+        if len(self._numbers) < count:
+            self._numbers = np.arange(count, dtype=np.uint64)
+        pairs = self._scratch[0].array(count, np.dtype(np.uint64))
+        np.left_shift(magnitudes, 32, out=pairs, dtype=np.uint64)
+        np.bitwise_or(pairs, self._numbers[:count], out=pairs)
+        unsorted = int(np.bitwise_xor.reduce(pairs))
+        pairs.sort()
+        places = self._scratch[1].array(count, np.dtype(np.intp))
+        np.bitwise_and(pairs, np.uint64(0xFFFFFFFF), out=places, casting="unsafe")
+        return MagnitudeOrder(pairs, places, unsorted)

@@ -50,8 +50,9 @@ class Planes(Codec):
     number = PLANES
     name = "planes"
 
-    def __init__(self) -> None:
-        self._coder = ByteCoder()
+    def __init__(self, *, deep: bool = False) -> None:
+        """With `deep` every plane is coded with more effort (see `bytecoder`)."""
+        self._coder = ByteCoder(deep=deep)
         # Encoding: native words, planes, one plane. Decoding: two levels of merging, the words.
         self._scratch = (Scratch(), Scratch(), Scratch())
 

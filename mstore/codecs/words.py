@@ -72,6 +72,14 @@ def exponents(words: Words, kind: WordType, out: npt.NDArray[np.uint8]) -> None:
         np.bitwise_and(out, (1 << bits) - 1, out=out)
 
 
+def magnitudes(words: Words, kind: WordType, out: Words) -> None:
+    """Each word without its sign; of words of 8 bytes the upper 32 bits of that."""
+    bits = 8 * kind.size - 1
+    np.bitwise_and(words, (1 << bits) - 1, out=out)
+    if bits > 32:
+        np.right_shift(out, bits - 32, out=out)
+
+
 def to_ulps(words: Words, kind: WordType, scratch: Words) -> None:
     """Replace words by integers of their order: magnitude bits of negative floats are flipped."""
     if not kind.mantissa:

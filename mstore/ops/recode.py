@@ -144,7 +144,7 @@ class Recoder:
     def _encoder(self) -> Encoder:
         encoder: Encoder | None = getattr(self._local, "encoder", None)
         if encoder is None:
-            encoder = self._local.encoder = Encoder()
+            encoder = self._local.encoder = Encoder.deep() if self._deep else Encoder()
         return encoder
 
 

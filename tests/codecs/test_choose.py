@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mstore.codecs.base import CONSTANT, PLANES, RAW, ZSTD, Codec, Encoded
+from mstore.codecs.base import CONSTANT, PLANES, RAW, ZSTD, Base, Codec, Encoded
 from mstore.codecs.choose import Decoder, Encoder
 from mstore.codecs.planes import Planes
 from mstore.dtypes import BY_NAME, DType
@@ -187,3 +187,18 @@ def test_hostile_payloads_are_refused_or_give_wrong_bytes_only(
 ) -> None:
     with contextlib.suppress(CorruptDataError, LimitExceededError):
         Decoder().decode(codec, memoryview(payload), memoryview(bytearray(length)))
+
+
+def test_a_deep_encoder_takes_less_and_the_same_decoder_reads_it() -> None:
+    raw = memoryview(WEIGHTS.tobytes())
+    old = WEIGHTS + (1e-5 * np.random.default_rng(1).normal(0, 1, len(WEIGHTS))).astype("f4")
+    bases = [Base(memoryview(old.tobytes()), F32, 0)]
+    encoder = Encoder.deep()
+    for offered in ([], bases):
+        encoded = encoder.encode(raw, F32, offered)
+        assert encoded.stored < Encoder().encode(raw, F32, offered).stored
+        out = memoryview(bytearray(len(raw)))
+        base = bases[0].raw if encoded.base is not None else None
+        Decoder().decode(encoded.codec, memoryview(b"".join(encoded.parts)), out, base)
+        assert out == raw
+    assert encoder.rejected == 0

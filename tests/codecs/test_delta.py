@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mstore.codecs import delta
-from mstore.codecs.delta import ORDERED, Delta
+from mstore.codecs.delta import BY_MAGNITUDE, ORDERED, Delta
 from mstore.codecs.words import Words, WordType, cast, comparable, from_ulps, to_ulps, word_type
 from mstore.dtypes import BY_CODE, BY_NAME, DType
 from mstore.errors import CorruptDataError, LimitExceededError
@@ -187,6 +187,59 @@ def trained(count: int, seed: int = 0) -> tuple[bytes, bytes]:
     return old.tobytes(), new.tobytes()
 
 
+@pytest.mark.parametrize("name", TYPES)
+@given(data=st.data())
+@settings(max_examples=10)
+def test_what_is_coded_deep_comes_back(name: str, data: st.DataObject) -> None:
+    """By the same decoder as everything else."""
+    dtype = BY_NAME[name]
+    kind = word_type(dtype)
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
+    count = data.draw(st.sampled_from([1, 17, 300, 16_384, 16_385, 40_000]))
+    base = CONTENTS[data.draw(st.sampled_from(sorted(CONTENTS)))](kind, count, rng)
+    how = data.draw(st.sampled_from(["not", "some", "all", "unrelated", "noise"]))
+    raw, old = stored(changed(base, kind, how, rng), kind), stored(base, kind)
+    codec = Delta(deep=True)
+    parts = codec.encode(memoryview(raw), dtype, memoryview(old), dtype)
+    assert parts is not None
+    payload = b"".join(parts)
+    assert decode(payload, old, len(raw)) == raw
+    out = bytearray(len(raw))
+    codec.check(memoryview(payload), memoryview(old), memoryview(out))
+    assert out == raw
+
+
+@pytest.mark.parametrize("name", ["f32", "f64"])
+def test_deep_differences_are_ordered_by_magnitude_and_take_less(name: str) -> None:
+    rng = np.random.default_rng(3)
+    old = rng.normal(0, 0.02, 1 << 17)
+    # The larger a weight the larger its steps, also where the exponents are the same.
+    new = old + 20 * np.abs(old) ** 3 * rng.normal(0, 1, len(old))
+    raw, base = (array.astype(f"f{int(name[1:]) // 8}") for array in (new, old))
+    dtype = BY_NAME[name]
+    parts = Delta(deep=True).encode(
+        memoryview(raw.tobytes()), dtype, memoryview(base.tobytes()), dtype
+    )
+    assert parts is not None
+    payload = b"".join(parts)
+    assert payload[2] == BY_MAGNITUDE
+    assert decode(payload, base.tobytes(), raw.nbytes) == raw.tobytes()
+    plain = check(raw.tobytes(), dtype, base.tobytes())
+    assert plain[2] == ORDERED
+    assert len(payload) < 0.995 * len(plain)
+
+
+def test_numbers_in_the_order_of_magnitude() -> None:
+    """Of 1.0, -2.0 and 0.0 the last comes first; signs do not count, and equal ones stay."""
+    payload = payload_of(GROUP, STREAM, flags=2)
+    assert decode(payload, BASE, 12) == b"".join(
+        struct.pack("<I", word) for word in (0x3F800000, 0xC0000001, 0x00000001)
+    )
+    base = struct.pack("<3f", 1.0, -1.0, 1.0)
+    first = payload_of(b"\1\0\1\0\3\0\0\0", b"\2\0\0", flags=2)
+    assert decode(first, base, 12) == struct.pack("<I", 0x3F800001) + base[4:]
+
+
 def test_differences_are_ordered_by_exponent_and_take_less_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -348,8 +401,10 @@ UNKNOWN = sorted({*range(256)} - {*BY_CODE})
         *((payload_of(GROUP, STREAM, code=code), 12) for code in (0, 24, 127, 128, 255)),
         (payload_of(GROUP, STREAM, base_code=0), 12),
         (payload_of(GROUP, STREAM, base_code=BY_NAME["i32"].code), 12),
-        (payload_of(GROUP, STREAM, flags=2), 12),
+        (payload_of(GROUP, STREAM, flags=4), 12),
+        (payload_of(GROUP, STREAM, flags=3), 12),
         (payload_of(b"\xff" + GROUP, STREAM, flags=3), 12),
+        (payload_of(b"\0", flags=2, code=4, base_code=4), 6),
         (payload_of(GROUP, STREAM, zero=1), 12),
         (payload_of(b"", count=0), 12),
         (payload_of(b"", count=0, rest=REST), 4),

@@ -3,7 +3,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mstore.codecs.order import LAST_KEY, LONGEST_ORDER, SMALLEST_GROUP, Order, Sorter
+from mstore.codecs.order import (
+    LAST_KEY,
+    LONGEST_ORDER,
+    SMALLEST_GROUP,
+    MagnitudeSorter,
+    Order,
+    Sorter,
+)
 
 KEYS = st.integers(0, LAST_KEY)
 COUNTS = st.sampled_from([0, 1, 2, 100, 4095, 4096, 4097, 9000])
@@ -25,6 +32,23 @@ def test_an_order_is_a_stable_sort_by_key(values: list[int]) -> None:
     keys = np.array(values, np.uint8)
     order = Sorter().order(keys)
     assert order.places.tolist() == np.argsort(keys, kind="stable").tolist()
+
+
+@given(st.lists(st.integers(0, (1 << 32) - 1) | st.integers(0, 3), max_size=300), st.booleans())
+def test_an_order_by_magnitude_is_a_stable_sort(values: list[int], wide: bool) -> None:
+    magnitudes = np.array(values, np.uint64 if wide else np.uint32)
+    order = MagnitudeSorter().order(magnitudes)
+    assert order.places.tolist() == np.argsort(magnitudes, kind="stable").tolist()
+    assert order.is_right()
+
+
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.data())
+def test_a_wrong_order_by_magnitude_is_found(values: list[int], data: st.DataObject) -> None:
+    order = MagnitudeSorter().order(np.array(values, np.uint16))
+    at = data.draw(st.integers(0, len(values) - 1))
+    broken = data.draw(st.sampled_from([order.places, order._pairs]))
+    broken[at] ^= 1 << data.draw(st.sampled_from([0, 3, 33]))
+    assert not order.is_right()
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 70_000, 1 << 18])

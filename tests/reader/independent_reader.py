@@ -170,7 +170,7 @@ def decode_delta(payload, raw_length, base):
     base_name, *base_kind, base_stored = word_type(base_code)
     floats = {name, base_name} <= {*FLOATS}
     require(floats or [size, mantissa] == base_kind, "types that cannot be compared")
-    require(flags <= 1 and not zero, "flags of differences")
+    require(flags <= 2 and not zero, "flags of differences")
     require(0 < count <= min(raw_length // size, len(base) // base_kind[0]), "length of base")
     require([len(part.getvalue()) for part in (table, rest)] == sizes, "cut short")
     against = np.frombuffer(base, base_stored, count).astype(f"<u{base_kind[0]}")
@@ -180,16 +180,21 @@ def decode_delta(payload, raw_length, base):
     numbers, dtype = np.zeros(count, against.dtype), against.dtype
     if flags:
         require(mantissa and count <= 1 << 24, "order")
-        keys = against >> dtype.type(mantissa) & dtype.type(
-            min(255, ~(-1 << 8 * size - 1 - mantissa))
-        )
+        sign = dtype.type(1) << dtype.type(8 * size - 1)
+        keys = (against & sign - dtype.type(1)) >> dtype.type(31 if size == 8 else 0)
+        if flags == 1:
+            exponent = against >> dtype.type(mantissa)
+            keys = exponent & dtype.type(min(255, ~(-1 << 8 * size - 1 - mantissa)))
         places, done, last = np.argsort(keys, kind="stable"), 0, -1
-        while last < 255:
-            previous, (last,) = last, read(table, "<B")
-            end = np.count_nonzero(keys <= last)
-            require(last > previous and end > done, "order of groups")
+        while done < count or (flags == 1 and last < 255):
+            end = min(done + 16384, count)
+            if flags == 1:
+                previous, (last,) = last, read(table, "<B")
+                end = np.count_nonzero(keys <= last)
+                require(last > previous and end > done, "order of groups")
             numbers[places[done:end]] = decode_group(table, streams, end - done, dtype)
             done = end
+        require(flags == 2 or last == 255, "order of groups")
     else:
         numbers = decode_group(table, streams, count, dtype)
     require(not table.read(1) and not streams.read(1), "more than the groups hold")

@@ -16,8 +16,9 @@ import pytest
 
 import mstore
 from mstore.chunkstore import Session
+from mstore.codecs.delta import BY_MAGNITUDE, Delta
 from mstore.database import Database
-from mstore.dtypes import BY_CODE
+from mstore.dtypes import BY_CODE, BY_NAME
 from mstore.errors import MstoreError
 from mstore.ids import Kind, identify
 from mstore.objects import Commit, FileEntry, Manifest, SegmentChunks, Snapshot
@@ -279,3 +280,17 @@ def test_neither_reader_ever_gives_wrong_bytes(tmp_path: Path) -> None:
             assert listing(tmp_path / f"mine{number}") == EXPECTED["versions"]["main"]
         path.write_bytes(whole)
     assert refused > 10
+
+
+@pytest.mark.parametrize(("name", "count"), [("f16", 17_000), ("f32", 33_000), ("f64", 9000)])
+def test_independent_reader_decodes_orders_by_magnitude(name: str, count: int) -> None:
+    """As deep encoders make them."""
+    rng, dtype = np.random.default_rng(count), BY_NAME[name]
+    old = rng.normal(0, 0.02, count)
+    new = old + 20 * np.abs(old) ** 3 * rng.normal(0, 1, count)
+    raw, base = (memoryview(one.astype(f"f{dtype.word}").tobytes()) for one in (new, old))
+    parts = Delta(deep=True).encode(raw, dtype, base, dtype)
+    assert parts is not None
+    payload = b"".join(parts)
+    assert payload[2] == BY_MAGNITUDE
+    assert reader.decode_delta(payload, len(raw), base) == raw
