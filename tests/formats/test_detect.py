@@ -3,6 +3,7 @@
 import io
 import zipfile
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ FILES = {
     "npy": written(np.save, np.asfortranarray(ARRAYS["w"])),
     "npz": written(np.savez, **ARRAYS),
     "npz deflated": written(np.savez_compressed, **ARRAYS),
+    "torch": (Path(__file__).parent / "torch_files" / "alone.pt").read_bytes(),
 }
 PARSERS = {parser.name: parser for parser in FORMATS}
 
@@ -45,7 +47,8 @@ def test_known_files(name):
     layout, warning = describe(BytesReader(FILES[name]))
     assert (layout.format, warning) == (name.split()[0], None)
     found = [s.tensor for s in layout.segments if s.tensor is not None]
-    assert len(found) == {"safetensors": 2, "npy": 1, "npz": 2, "npz deflated": 0}[name]
+    counts = {"safetensors": 2, "npy": 1, "npz": 2, "npz deflated": 0, "torch": 1}
+    assert len(found) == counts[name]
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"{}", b'{"a": 1}', b"\0" * 5000, other_zip()])
@@ -59,6 +62,7 @@ def test_unknown_files_are_opaque_without_a_warning(data):
         (FILES["safetensors"][:-1], "looks like safetensors but the data_offsets of "),
         (FILES["npy"][:-1], "looks like npy but its array needs 24 bytes"),
         (FILES["npz"][:-1], "looks like npz but it has no end record"),
+        (FILES["torch"][:-1], "looks like torch but it has no end record"),
         (written(np.save, np.array([None])), "looks like npy but it holds Python objects"),
         (b"\xff" * 8 + b'{"', "looks like safetensors but its header claims 18446744073709551615"),
     ],

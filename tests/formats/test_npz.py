@@ -197,17 +197,20 @@ def end64(start, size, count, **changes):
     return record + changes.get("between", b"") + locator
 
 
-def zip64(**changes):
+def zip64(narrow=None, **changes):
+    """An archive with both end records, the narrow one full but for the numbers in `narrow`."""
     data, record = member()
     place = len(data), len(record(0)), 1
-    return build(
-        (data, record),
-        before_end=end64(*place, **changes),
-        count=0xFFFF,
-        here=0xFFFF,
-        start=0xFFFFFFFF,
-        size=0xFFFFFFFF,
-    )
+    full = {"count": 0xFFFF, "here": 0xFFFF, "start": 0xFFFFFFFF, "size": 0xFFFFFFFF}
+    return build((data, record), before_end=end64(*place, **changes), **(full | (narrow or {})))
+
+
+NARROW = {
+    "count": 1,
+    "here": 1,
+    "start": len(member()[0]),
+    "size": len(member()[1](0)),
+}
 
 
 WIDE = struct.pack("<2HQQ", 1, 16, len(CONTENT), len(CONTENT))
@@ -221,6 +224,8 @@ def test_hand_made_archives_are_good_before_they_are_bad():
         build(member(local_extra=b"FB\3\0ZZZ")),
         build(member(size=0xFFFFFFFF, compressed=0xFFFFFFFF, extra=WIDE, local_extra=WIDE)),
         zip64(),
+        zip64(NARROW),
+        zip64({"count": 1, "here": 1}),
     ):
         assert arrays_of(data)["a"].tolist() == [0, 1, 2, 3]
 
@@ -284,6 +289,9 @@ MALFORMED = {
         member(size=0xFFFFFFFF, compressed=0xFFFFFFFF, extra=WIDE[:4] + b"\xff" * 16)
     ),
     "extra field cut": build(member(extra=b"\1\0\x10\0")),
+    "end records differ in count": zip64(NARROW | {"count": 0, "here": 0}),
+    "end records differ in start": zip64(NARROW | {"start": 1}),
+    "end records differ in size": zip64(NARROW | {"size": 1}),
     "zip64 record missing": build(member(), start=0xFFFFFFFF),
     "zip64 record elsewhere": zip64(at=3),
     "zip64 record away from its locator": zip64(between=b"x"),
