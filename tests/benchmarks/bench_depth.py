@@ -39,29 +39,25 @@ def measure(model: Path) -> Iterator[Figure]:
         with workspace() as work:
             series = Mstore(work / "series")
             for number in range(len(family.versions)):
-                series.store(_version(family, number))
-            chain = chain_size(family)
-            note = f"{series.size() / 1e6:.1f} of {chain / 1e6:.1f} MB"
-            ratio = series.size() / chain
-            yield Figure(f"{title}: size / endless chain", ratio, "x", LARGER, note=note)
-            speeds = {
+                series.store(Version(number, family.directory(number), family.parent(number)))
+            yield _size(f"{title}: size / endless chain", series.size(), chain_size(family))
+            ratios = {
                 label: checkout_ratio(series, family, number, work)
                 for number, label in enumerate(family.versions)
             }
-            slowest = min(speeds, key=lambda label: speeds[label])
-            yield Figure(
-                f"{title}: speed / that alone",
-                speeds[slowest],
-                "x",
-                SLOWER,
-                at_most=False,
-                note=f"slowest: {slowest}; all",
-                samples=list(speeds.values()),
-            )
+            yield _slowest(f"{title}: speed / that alone", ratios)
 
 
-def _version(family: Family, number: int) -> Version:
-    return Version(number, family.directory(number), family.parent(number))
+def _size(name: str, size: int, chain: int) -> Figure:
+    note = f"{size / 1e6:.1f} MB, chain {chain / 1e6:.1f} MB"
+    return Figure(name, size / chain, "x", LARGER, note=note)
+
+
+def _slowest(name: str, ratios: dict[str, float]) -> Figure:
+    slowest = min(ratios, key=lambda label: ratios[label])
+    samples = list(ratios.values())
+    note = f"slowest: {slowest}; all"
+    return Figure(name, ratios[slowest], "x", SLOWER, at_most=False, note=note, samples=samples)
 
 
 def chain_size(family: Family) -> int:

@@ -41,6 +41,9 @@ COMMANDS = """\
 ```
 make bench-families                                                 # all of this page, anew
 make bench-families BENCH='--families f32,bf16 --peers mstore,xor'  # only to look at
+make bench-families BENCH='--parts together'                        # all families in one repository
+make bench-families BENCH='--parts depth'                           # long histories
+make bench-families BENCH='--parts codecs'                          # codecs in memory
 ```
 
 The first run makes an environment of its own with PyTorch and the peers from the package registry, and
@@ -65,24 +68,43 @@ def _page(report: Report) -> Iterator[str]:
     families = report["families"]
     yield "# Benchmarks"
     yield "<!-- made by tests/benchmarks/report.py -->"
-    yield "mstore beside other ways to keep versions of models, on one machine in one run."
+    yield (
+        "mstore beside other ways to keep versions of models, on one machine in one run of "
+        "`make bench-families`. Each part says how to run it alone."
+    )
     yield _machine(report)
     yield "## Stored size"
     yield (
-        "All versions of a family together, as a share of their raw bytes; smaller is better. Blue is "
-        "mstore, dark are programs, light are codecs in memory."
+        "All versions of a family together, as a share of their raw bytes; smaller is better. Each "
+        "family is in a repository of its own, so that its first version, which nobody can shrink "
+        "much, weighs most. Blue is mstore, dark are programs, light are codecs in memory."
     )
+    yield _alone("apart")
     yield "![Stored size by family and peer](benchmarks/size.svg)"
     yield _size_table(families)
     yield "The families:"
     yield _families_table(families)
+    if report.get("together"):
+        yield "## All families in one repository"
+        yield from _together(report["together"], families)
+    if report.get("depth"):
+        yield "## Long histories"
+        yield from _depth(report["depth"])
     if SERIES in families:
         yield "## Speed"
         yield from _speed(families[SERIES])
+    if report.get("codecs"):
+        yield "## Codecs in memory"
+        yield from _codecs(report["codecs"])
     yield "## Where a peer is ahead"
     yield "\n".join(_ahead(families)) or "Nowhere in this run."
     if report["figures"]:
         yield "## Targets"
+        yield (
+            "What mstore aims at, and what it reached. `XOR` in a note is what the same version "
+            "takes with the XOR codec, to compare with figures measured on other data."
+        )
+        yield _alone("apart,together")
         yield _targets(report["figures"])
     yield "## What is compared"
     yield PEERS_TABLE
@@ -103,14 +125,79 @@ def _machine(report: Report) -> str:
 def _size_table(families: Report) -> str:
     names = _peers(families)
     rows = []
-    totals = dict.fromkeys(names, 0)
     for family in families.values():
         stored = {name: peer["stored"][-1] for name, peer in family["peers"].items()}
-        totals = {name: totals[name] + stored[name] for name in names}
         rows.append((family["title"], *_shares(stored, sum(family["raw"]))))
     raw = sum(sum(family["raw"]) for family in families.values())
-    rows.append((f"**all, {raw / 1e6:,.0f} MB**", *_shares(totals, raw)))
+    rows.append((f"**all, {raw / 1e6:,.0f} MB**", *_shares(_sums(families), raw)))
     return _table(("family", *names), rows)
+
+
+def _alone(parts: str) -> str:
+    """How to measure only what a part of the page shows."""
+    return f"Alone: `make bench-families BENCH='--parts {parts}'`."
+
+
+def _together(together: Report, families: Report) -> Iterator[str]:
+    """What each family adds to one repository of all; and all, beside repositories of their own."""
+    yield (
+        "A team keeps its models in one store. Here all families go, one after the other in this "
+        "order, into one repository for each peer, and each row is what a family adds, as a share of "
+        "its raw bytes. Nobody is told what families have in common: to mstore each is a model of "
+        "its own, to the other programs a directory. For the codecs the same file counts once, and "
+        "XOR is told the parent of each version as above."
+    )
+    yield _alone("together")
+    peers, raw = together["peers"], together["raw"]
+    rows = [
+        (title, *_shares({peer: peers[peer][name] for peer in peers}, raw[name]))
+        for name, title in together["titles"].items()
+    ]
+    totals = {peer: sum(added.values()) for peer, added in peers.items()}
+    whole = sum(raw.values())
+    rows.append((f"**all, {whole / 1e6:,.0f} MB**", *_shares(totals, whole)))
+    yield _table(("family", *peers), rows)
+    if OWN in peers:
+        yield "All bytes, and how many times those of mstore they are:"
+        sizes = {"all families in one repository": totals}
+        if set(families) == set(raw):
+            sizes["each family in a repository of its own"] = _sums(families)
+        rows = [
+            (what, *(f"{size / 1e6:,.0f} MB, {size / found[OWN]:.2f}x" for size in found.values()))
+            for what, found in sizes.items()
+        ]
+        yield _table(("", *peers), rows)
+
+
+def _sums(families: Report) -> dict[str, int]:
+    """What each peer needs for all families, each in a repository of its own."""
+    return {
+        name: sum(family["peers"][name]["stored"][-1] for family in families.values())
+        for name in _peers(families)
+    }
+
+
+def _depth(figures: Sequence[Report]) -> Iterator[str]:
+    yield (
+        "mstore codes a version against another one, but never in an endless chain, so that every "
+        "version comes back fast. Size: the repository beside an endless chain of the same codec, "
+        "of which nothing but the payloads is counted. Speed: the checkout of each version (whole "
+        "processes, medians by turns) beside that of the same version alone in a new repository; "
+        "shown is the slowest."
+    )
+    yield _alone("depth")
+    yield _targets(figures)
+
+
+def _codecs(figures: Sequence[Report]) -> Iterator[str]:
+    yield (
+        "GB/s of raw bytes of one thread, without any disk. *In* is all that mstore's encoder does "
+        "with a chunk of 1 MiB: choose, encode, decode again and compare; *not checked* leaves out "
+        "the last two. *Out* is decoding. Hashing and packing are not included, nor is reading a "
+        "base. The last rows are versions coded against the ones before them."
+    )
+    yield _alone("codecs")
+    yield _targets(figures)
 
 
 def _shares(stored: dict[str, int], raw: int) -> list[str]:
@@ -134,6 +221,7 @@ def _speed(series: Report) -> Iterator[str]:
         f"The {count} float32 checkpoints one after the other, {_megabytes(series['whole'])} MB: raw "
         "bytes per second over all commits, and over all checkouts; medians of the runs."
     )
+    yield _alone("apart")
     yield "![Speed of commits and checkouts](benchmarks/speed.svg)"
     rows = [
         (

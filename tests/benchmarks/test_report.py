@@ -51,8 +51,24 @@ def written(tmp_path, monkeypatch, report) -> Path:
     figure = {"name": "a size", "value": 0.5, "unit": "of raw", "target": 0.4, "verdict": "MISSED"}
     peers = {"mstore": "mstore 1", "XOR": "XOR", "borg": None}
     machine = {"processor": "2 x a processor", "busy": "load 9.9"}
+    together = {
+        "raw": {"f32": 200_000, "bf16": 200_000},
+        "titles": {"f32": "float & more", "bf16": "half"},
+        "peers": {
+            "mstore": {"f32": 90_000, "bf16": 10_000},
+            "XOR": {"f32": 120_000, "bf16": 25_000},
+        },
+    }
     report.write_report(
-        {"machine": machine, "peers": peers, "families": families, "figures": [figure]}
+        {
+            "machine": machine,
+            "peers": peers,
+            "families": families,
+            "together": together,
+            "figures": [figure],
+            "depth": [{"name": "a length", "value": 1.05, "unit": "x", "target": 1.1}],
+            "codecs": [{"name": "a speed", "value": 2.5, "unit": "GB/s"}],
+        }
     )
     return tmp_path
 
@@ -68,6 +84,18 @@ def test_page(written) -> None:
     assert "| not installed | borg |" in page
     assert "| a size | 0.5000 | <= 0.4000 | MISSED |" in page
     assert "load 9.9" not in page
+
+
+def test_page_has_sizes_in_one_repository_beside_those_apart(written) -> None:
+    page = (written / "benchmarks.md").read_text()
+    _, _, part = page.partition("## All families in one repository")
+    part, _, rest = part.partition("## Long histories")
+    assert "| half | **0.050** | 0.125 |" in part
+    assert "| **all, 0 MB** | **0.250** | 0.362 |" in part
+    assert "| all families in one repository | 0 MB, 1.00x | 0 MB, 1.45x |" in part
+    assert "| each family in a repository of its own | 0 MB, 1.00x | 0 MB, 1.04x |" in part
+    assert "| a length | 1.05 x | <= 1.10 x | ok |" in rest
+    assert "| a speed | 2.50 GB/s |" in rest.partition("## Codecs in memory")[2]
 
 
 def test_charts_are_well_formed(written) -> None:
