@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from mstore import chunkstore
 from mstore.bulkindex import NO_ROW, as_ids
 from mstore.chunkstore import Session, StaleSessionError
 from mstore.database import Database
@@ -24,14 +25,15 @@ from mstore.errors import ConflictError, CorruptDataError, NotFoundError
 from mstore.ids import Id
 from mstore.ops.recode import WORTH, Outcome, Recoder
 from mstore.ops.replan import Plan, Replanner, walk_order
-from mstore.ops.republish import Choice, Republisher, plan_copies, stored_sizes
-from mstore.ops.rewrite import delete_condemned
+from mstore.ops.republish import Republisher, stored_sizes
+from mstore.ops.rewrite import Limits, Shelf, delete_condemned
 from mstore.ops.table import Table
 from mstore.pack import read_record
 
 _ATTEMPTS = 5
 _SAMPLE = 64
 _SPARSE = 16
+_MIN_LIVE = 0.9
 
 Progress = Callable[[int], None]
 Depths = Mapping[Id, int]
@@ -130,8 +132,8 @@ class _Repack:
         )
         shallower = any(depths[1][line[0]] < depths[0][line[0]] for line in self.lines[:1])
         worth = gained > (1 - WORTH) * int(size.sum()) or shallower
-        replans = bool(plan.changed and worth and _is_fair(plan))
-        idle = self._idle_packs()
+        replans = bool(plan.changed.any() and worth and _is_fair(plan))
+        idle = sum(len(shelf.rewrite) for shelf in self._copies(np.zeros(len(planned), np.bool_)))
         return self._report(
             *(depths if replans else (depths[0], depths[0])),
             after=self.before - (gained if replans else 0),
@@ -145,15 +147,17 @@ class _Repack:
     def run(self, author: str, estimate: RepackReport) -> RepackReport:
         """Do it, and report what came of it."""
         before = self._depths(self.table, self.table.depth)
-        recoded = 0
+        recoded, changed = 0, np.zeros(len(self.table), np.bool_)
         with Session(self.db) as session:
             if estimate.replans:
                 plan = self._plan(lambda outcome: self._store(session, outcome), 1)
                 if not _is_fair(plan):
                     # What the sample did not show. What has been stored is left to gc.
                     return replace(estimate, worthwhile=False, replans=False, after=self.before)
-                recoded = plan.recoded
-            packs = Republisher(self.db, session, self.progress).publish(author)
+                recoded, changed = plan.recoded, plan.changed
+            for shelf in self._copies(changed):
+                shelf.copy(self.db.storage, session, self.progress)
+            packs = Republisher(self.db, session).publish(author)
         delete_condemned(self.db, author)
         table = Table(self.db.chunk_indexes())
         return self._report(
@@ -181,11 +185,21 @@ class _Repack:
             found = read_record(self.db.storage, self.table.entry(outcome.row))
             session.append_stored(found._replace(entry=found.entry._replace(depth=outcome.depth)))
 
-    def _idle_packs(self) -> int:
-        """How many packs are to be copied even if no chunk changes."""
+    def _copies(self, changed: NDArray[np.bool_]) -> tuple[Shelf, Shelf]:
+        """What to copy, of chunks and of metadata, when the `changed` chunks (n,) are stored anew.
+
+        Packs that are partly idle then, and small ones if that makes them fewer.
+        """
         sizes = stored_sizes(self.db)
-        tables = self.table, Table(self.db.metadata_indexes())
-        return sum(len(plan_copies(Choice(table, ()), sizes).rewrite) for table in tables)
+        metadata = Table(self.db.metadata_indexes())
+        small = chunkstore.PACK_SIZE // 2
+        several, any_more = Limits(_MIN_LIVE, small, 2), Limits(_MIN_LIVE, small, 1)
+        limits = any_more if changed.any() else several
+        everything = np.ones(len(metadata), np.bool_)
+        return (
+            Shelf.plan((), [self.table.index], [~changed], sizes, limits),
+            Shelf.plan((), [metadata.index], [everything], sizes, several),
+        )
 
     def _depths(self, table: Table, depth: NDArray[np.integer]) -> Depths:
         """Of each version that refs reach the greatest of these depths (n,) of its chunks."""

@@ -76,8 +76,8 @@ class Plan:
     """How the chunks of a table are to be stored; all arrays are of shape (n,).
 
     `depth` uint8, UNPLANNED where that is not known; `base` the rows of the bases; `size` the bytes
-    of the records. `met` are the chunks of the versions, `newest` those of the newest one. As many
-    as `changed` are encoded anew or change their depth, `recoded` of them the former.
+    of the records. `met` are the chunks of the versions, `newest` those of the newest one.
+    `changed` are encoded anew, as many as `recoded` says, or change their depth.
     """
 
     def __init__(self, table: Table) -> None:
@@ -87,7 +87,8 @@ class Plan:
         self.size = np.zeros(len(table), np.int64)
         self.met = np.zeros(len(table), np.bool_)
         self.newest = np.zeros(len(table), np.bool_)
-        self.changed = self.recoded = 0
+        self.changed = np.zeros(len(table), np.bool_)
+        self.recoded = 0
 
     @property
     def planned(self) -> NDArray[np.bool_]:
@@ -100,7 +101,7 @@ class Plan:
         row = outcome.row
         self.depth[row], self.base[row], self.size[row] = outcome.depth, outcome.base, outcome.size
         self.recoded += outcome.record is not None
-        self.changed += outcome.record is not None or outcome.depth != self.table.depth[row]
+        self.changed[row] = outcome.record is not None or outcome.depth != self.table.depth[row]
 
     def growth(self, rows: NDArray[np.bool_]) -> int:
         """By how many bytes those of these chunks grow that are planned."""

@@ -5,29 +5,24 @@ of the two counts is decided here for each chunk, so that every base is less dee
 against it; then the indexes list only these.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore import chunkstore
 from mstore.bulkindex import NO_ROW, columns, merge
 from mstore.chunkstore import Session, StaleSessionError, store_index
 from mstore.database import Database
 from mstore.errors import ConflictError, NotFoundError
 from mstore.index import Index, IndexRef
 from mstore.ops.recode import Recoder, Task
-from mstore.ops.rewrite import Limits, Shelf
 from mstore.ops.table import Table, ids_of
 from mstore.pack import pack_key
 from mstore.root import Root
 
 _ATTEMPTS = 20
-_MIN_LIVE = 0.9
 _BATCH = 16
-
-Progress = Callable[[int], None]
 
 
 class Choice:
@@ -115,12 +110,11 @@ class Choice:
 
 
 class Republisher:
-    """Publishes what a session has stored anew, and moves the records of packs that do not pay."""
+    """Publishes what a session has stored anew."""
 
-    def __init__(self, db: Database, session: Session, progress: Progress | None) -> None:
+    def __init__(self, db: Database, session: Session) -> None:
         self.db = db
         self.session = session
-        self._progress = progress
         self._chunks: list[Index] = []
         self._metadata: list[Index] = []
 
@@ -169,7 +163,7 @@ class Republisher:
             raise StaleSessionError from None
 
     def _settle(self) -> tuple[Choice, Choice]:
-        """What counts, of chunks and of metadata, when unfit chunks are coded and packs copied."""
+        """What counts, of chunks and of metadata, after what is unfit has been coded anew."""
         chunks, metadata = Table(self.db.chunk_indexes()), Table(self.db.metadata_indexes())
         while tasks := Choice(chunks, self._chunks).unfit():
             recoder = Recoder(self.db, chunks, deep=False)
@@ -178,11 +172,6 @@ class Republisher:
                     assert outcome.record is not None
                     self.session.append(outcome.record)
             self._store()
-        sizes = stored_sizes(self.db)
-        choices = Choice(chunks, self._chunks), Choice(metadata, self._metadata)
-        for choice in choices:
-            plan_copies(choice, sizes).copy(self.db.storage, self.session, self._progress)
-        self._store()
         return Choice(chunks, self._chunks), Choice(metadata, self._metadata)
 
     def _check_stored(self, root: Root, needed: set[str]) -> None:
@@ -191,13 +180,6 @@ class Republisher:
         for key in stored & needed:
             if key in root.doomed or self.db.storage.head(key) is None:
                 raise StaleSessionError
-
-
-def plan_copies(choice: Choice, sizes: Mapping[str, int]) -> Shelf:
-    """Which packs to copy: those that are partly idle, and small ones if there is another one."""
-    small = chunkstore.PACK_SIZE // 2
-    limits = Limits(_MIN_LIVE, small, 1 if choice.stored else 2)
-    return Shelf.plan((), [choice.table.index], [choice.listed()], sizes, limits)
 
 
 def stored_sizes(db: Database) -> dict[str, int]:

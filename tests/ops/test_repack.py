@@ -1,0 +1,379 @@
+"""Repacking: what becomes smaller or shallower, that nothing else changes, and being interrupted."""
+
+from threading import Event, Thread
+
+import numpy as np
+import pytest
+
+from mstore import chunkstore
+from mstore.bulkindex import as_ids
+from mstore.database import Database
+from mstore.errors import CorruptDataError, StorageError
+from mstore.ops import repack as repack_module
+from mstore.ops import republish
+from mstore.ops.table import Table
+from mstore.repository import Repository
+from mstore.snapshot import Snapshot
+from mstore.storage.memory import MemoryStorage
+
+Weights = dict[str, np.ndarray]
+
+CHUNK = 64 << 10
+
+
+def weights(seed: int = 0, rows: int = 50) -> Weights:
+    random = np.random.default_rng(seed)
+    return {
+        name: (random.standard_normal((rows, 300)) * 0.02).astype(np.float32) for name in ("a", "b")
+    }
+
+
+def trained(before: Weights, seed: int, step: float = 1e-5) -> Weights:
+    """The weights after some steps of training."""
+    random = np.random.default_rng(seed)
+    return {
+        name: (array + step * random.standard_normal(array.shape)).astype(np.float32)
+        for name, array in before.items()
+    }
+
+
+class History:
+    """A repository and what was committed to it."""
+
+    def __init__(self, repo: Repository) -> None:
+        self.repo = repo
+        self.versions: dict[str, Weights] = {}
+
+    def commit(self, content: Weights, branch: str = "main", parent: str | None = None) -> Snapshot:
+        number = len(self.versions)
+        made = self.repo.commit(
+            content, f"n{number}", branch=branch, parent=parent, threads=1, chunk_size=CHUNK
+        )
+        self.versions[made.id] = content
+        return made
+
+    def line(self, count: int) -> "History":
+        content = weights()
+        for number in range(count):
+            self.commit(content)
+            content = trained(content, number + 1)
+        return self
+
+    def check(self) -> None:
+        """Every version is as it was committed, and nothing is damaged."""
+        repo = Repository(Database.open(self.repo.database.storage))
+        for identifier, content in self.versions.items():
+            found = repo[identifier].load()
+            assert all(found[name].tobytes() == content[name].tobytes() for name in content)
+        report = repo.verify()
+        assert report.ok, report.damages
+
+
+@pytest.fixture
+def history(repo: Repository) -> History:
+    return History(repo)
+
+
+def objects(repo: Repository) -> dict[str, int]:
+    storage = repo.database.storage
+    folders = ("packs/", "indexes/", "roots/")
+    return {info.key: info.size for folder in folders for info in storage.list(folder)}
+
+
+def size(repo: Repository) -> int:
+    return sum(size for key, size in objects(repo).items() if not key.startswith("roots/"))
+
+
+def depths(repo: Repository, version: str) -> set[int]:
+    """The depths of the records of a version's tensors."""
+    db = repo.database
+    db.refresh()
+    table = Table(db.chunk_indexes())
+    snapshot = db.snapshot(db.commit(bytes.fromhex(repo[version].id)).snapshot)
+    found: set[int] = set()
+    for file in snapshot.files.values():
+        for _, segment in db.manifest(file.manifest).tensors():
+            found.update(table.depth[table.find(as_ids(segment.ids))].tolist())
+    return found
+
+
+def test_the_newest_version_becomes_the_shallow_one(history: History) -> None:
+    history.line(5)
+    repo = history.repo
+    log = [one.id for one in repo.log()]
+    assert (depths(repo, "main"), depths(repo, "main~4")) == ({1}, {0}) or depths(repo, "main") > {
+        0
+    }
+    before = size(repo)
+    report = repo.repack()
+    assert (report.depth_after, report.worthwhile, report.estimated) == (0, True, False)
+    assert depths(repo, "main") == {0}
+    assert min(depths(repo, "main~4")) > 0
+    assert report.after == size(repo) < 1.01 * before
+    assert report.shallower >= 1
+    assert report.deeper >= 1
+    assert [one.id for one in repo.log()] == log
+    history.check()
+
+
+def test_again_there_is_nothing_to_gain(history: History) -> None:
+    history.line(4)
+    history.repo.repack()
+    before = objects(history.repo)
+    report = history.repo.repack()
+    assert not report.worthwhile
+    assert (report.gained, report.packs, report.recoded) == (0, 0, 0)
+    assert objects(history.repo) == before
+
+
+def test_an_empty_repository(repo: Repository) -> None:
+    report = repo.repack()
+    assert (report.worthwhile, report.newest, report.versions) == (False, None, 0)
+
+
+def test_a_dry_run_writes_nothing(history: History) -> None:
+    history.line(4)
+    before = objects(history.repo)
+    planned = history.repo.repack(dry_run=True)
+    assert objects(history.repo) == before
+    assert planned.estimated
+    assert planned.worthwhile
+    done = history.repo.repack()
+    assert (planned.depth_before, planned.depth_after) == (done.depth_before, done.depth_after)
+    assert (planned.shallower, planned.deeper) == (done.shallower, done.deeper)
+    assert abs(planned.after - done.after) < 0.02 * done.before
+
+
+def test_what_a_sample_promises_is_about_what_comes(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = weights(rows=600)
+    for number in range(4):
+        history.repo.commit(content, chunk_size=8192)
+        content = trained(content, number, 1e-4)
+    sampled = history.repo.repack(dry_run=True)
+    monkeypatch.setattr(repack_module, "_SAMPLE", 1 << 30)
+    exact = history.repo.repack(dry_run=True)
+    assert sampled.after != exact.after
+    assert abs(sampled.after - exact.after) < 0.02 * exact.before
+    assert abs(exact.after - history.repo.repack().after) < 0.01 * exact.before
+
+
+def test_bases_that_come_later_make_it_smaller(repo: Repository) -> None:
+    """Two models of one origin, which is committed last and under another name."""
+    origin = weights()
+    one, two = trained(origin, 1), trained(origin, 2)
+    for name, content in (("one", one), ("two", two), ("origin", origin)):
+        random = np.random.default_rng(len(name))
+        noise = {"c": (random.standard_normal(9) * 0.02).astype(np.float32)}
+        repo.model(name).commit(content | noise, chunk_size=CHUNK)
+    before = size(repo)
+    report = repo.repack()
+    assert report.after == size(repo) <= 1.01 * before
+    for name, content in (("one", one), ("two", two), ("origin", origin)):
+        np.testing.assert_array_equal(repo.model(name)["main"].load()["a"], content["a"])
+
+
+def test_two_fine_tunes_keep_their_base(history: History) -> None:
+    """The second is not stored on its own, and both together take no more than before."""
+    base = weights()
+    first = history.commit(base)
+    for branch in ("one", "two", "three"):
+        history.commit(trained(base, len(branch), 1e-4), branch, first.id)
+    before = size(history.repo)
+    report = history.repo.repack()
+    assert report.after < 1.01 * before
+    shallow = [branch for branch in ("one", "two", "three") if 0 in depths(history.repo, branch)]
+    assert shallow == ["three"]
+    history.check()
+
+
+def test_small_packs_are_merged(history: History) -> None:
+    history.line(4)
+    history.repo.repack()
+    history.repo.commit({"x": np.arange(5000)}, branch="other")
+    history.repo.commit({"y": np.arange(6000)}, branch="third")
+    report = history.repo.repack()
+    assert report.worthwhile
+    assert not report.replans
+    packs = [key for key in objects(history.repo) if key.startswith("packs/")]
+    assert len(packs) == 2
+    history.check()
+
+
+def test_what_no_branch_reaches_stays_for_undo(history: History) -> None:
+    history.line(2)
+    lost = history.commit(trained(weights(), 9), "side")
+    history.repo.delete_branch("side")
+    history.repo.repack()
+    history.repo.undo()
+    assert history.repo["side"].id == lost.id
+    history.check()
+
+
+def test_deep_takes_less(history: History) -> None:
+    """Where steps depend on weights; after that neither kind of repack finds anything to gain."""
+    base = {name: array * 1.5 for name, array in weights(rows=150).items()}
+    first = history.commit(base)
+    for number in range(4):
+        random = np.random.default_rng(number)
+        steps = {name: random.standard_normal(array.shape) for name, array in base.items()}
+        tuned = {n: (w + 9 * np.abs(w) ** 3 * steps[n]).astype("f4") for n, w in base.items()}
+        history.commit(tuned, f"b{number}", first.id)
+    history.repo.repack()
+    before = size(history.repo)
+    report = history.repo.repack(deep=True)
+    assert report.after == size(history.repo) < 0.99 * before
+    assert report.recoded > 0
+    assert not history.repo.repack(deep=True).worthwhile
+    assert not history.repo.repack().worthwhile
+    history.check()
+
+
+def test_a_damaged_chunk_stops_it(history: History) -> None:
+    first = history.line(3)
+    repo = history.repo
+    storage = repo.database.storage
+    table = Table(repo.database.chunk_indexes())
+    entry = table.entry(int(np.argmax(table.size)))
+    key = f"packs/{entry.pack}"
+    data = bytearray(storage.get(key))
+    data[entry.offset + 200] ^= 1
+    storage.delete(key)
+    storage.put(key, [data])
+    before = objects(repo)
+    with pytest.raises(CorruptDataError):
+        Repository(Database.open(storage)).repack()
+    assert {k: s for k, s in objects(repo).items() if k in before} == before
+    assert repo.database.refresh().action.startswith("commit")
+    assert first is history
+
+
+class StoppingStorage(MemoryStorage):
+    """Fails from the nth write or deletion on, like a killed process or a full disk."""
+
+    left = 10**9
+    failure: BaseException = KeyboardInterrupt()
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.failure
+
+    def put(self, key: str, parts: object) -> bool:  # type: ignore[override]
+        self._count()
+        return super().put(key, parts)  # type: ignore[arg-type]
+
+    def delete(self, key: str) -> None:
+        self._count()
+        super().delete(key)
+
+
+@pytest.mark.parametrize("steps", range(18))
+@pytest.mark.parametrize("failure", [KeyboardInterrupt(), StorageError("no space left")])
+def test_stopped_at_any_step(
+    steps: int, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunkstore, "PACK_SIZE", 60_000)
+    storage = StoppingStorage()
+    history = History(Repository(Database.create(storage, "Ada"))).line(3)
+    storage.left, storage.failure = steps, failure
+    try:
+        history.repo.repack()
+    except type(failure):
+        assert storage.left < 0
+    storage.left = 10**9
+    history.check()
+    again = Repository(Database.open(storage))
+    again.commit({"more": np.arange(100)})
+    again.repack()
+    again.gc()
+    root = again.database.refresh()
+    assert (root.condemned, root.doomed) == (frozenset(), frozenset())
+    assert not again.repack().worthwhile
+    history.check()
+
+
+def interfere(monkeypatch: pytest.MonkeyPatch, act: object) -> list[int]:
+    """Let `act` happen once, between the planning of a repack and its publication."""
+    settle, done = republish.Republisher._settle, []
+
+    def settled(self: republish.Republisher) -> object:
+        found = settle(self)
+        if not done:
+            done.append(1)
+            act()  # type: ignore[operator]
+        return found
+
+    monkeypatch.setattr(republish.Republisher, "_settle", settled)
+    return done
+
+
+def test_a_commit_meanwhile_is_taken_over(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that is coded against a chunk of which repack makes a deeper one."""
+    history.line(4)
+    other = History(Repository(Database.open(history.repo.database.storage)))
+
+    def act() -> None:
+        oldest = other.repo["main~3"].id
+        other.commit(trained(history.versions[oldest], 77), "late", oldest)
+        assert 1 in depths(other.repo, "late")
+
+    done = interfere(monkeypatch, act)
+    report = history.repo.repack()
+    assert done
+    assert report.depth_after == 0
+    assert depths(history.repo, "main") == {0}
+    history.check()
+    other.check()
+    assert len(list(history.repo.log())) == 5
+
+
+def test_a_gc_meanwhile(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    history.line(4)
+    history.commit(trained(weights(), 5, 1e-4), "side", history.repo["main~3"].id)
+    lost = history.repo.delete_branch("side")
+    del history.versions[lost]
+    other = Repository(Database.open(history.repo.database.storage))
+    interfere(monkeypatch, lambda: other.gc(keep_last=2))
+    history.repo.repack()
+    kept = {one.id for one in history.repo.log()}
+    assert len(kept) == 2
+    history.versions = {i: c for i, c in history.versions.items() if i in kept}
+    history.check()
+
+
+def test_two_repacks_at_once(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    history.line(5)
+    other = Repository(Database.open(history.repo.database.storage))
+    interfere(monkeypatch, lambda: other.repack())
+    history.repo.repack()
+    history.check()
+    history.repo.gc()
+    history.check()
+
+
+def test_beside_a_writer(history: History) -> None:
+    history.line(3)
+    writer = History(Repository(Database.open(history.repo.database.storage)))
+    stop = Event()
+
+    def write() -> None:
+        content = weights(5)
+        while not stop.is_set() and len(writer.versions) < 15:
+            content = trained(content, len(writer.versions))
+            writer.commit(content, "busy")
+
+    thread = Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(3):
+            history.repo.repack()
+    finally:
+        stop.set()
+        thread.join()
+    history.check()
+    writer.check()
+    assert len(list(writer.repo.log("busy"))) == len(writer.versions)
