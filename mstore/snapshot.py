@@ -37,7 +37,7 @@ class FileView:
 
     @property
     def format(self) -> str:
-        """What its bytes were understood as: `safetensors`, `npy`, `npz` or `opaque`."""
+        """What its bytes were understood as: `safetensors`, `npy`, `npz`, `torch` or `opaque`."""
         return self.manifest.format
 
     @cached_property
