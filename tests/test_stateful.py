@@ -235,6 +235,14 @@ class Machine(RuleBasedStateMachine):
         report = self.repo(which).gc(author="ada")
         assert (report.commits, len(report.lost)) == (len(self.present), before - len(self.present))
 
+    @rule(which=WHICH, deep=st.booleans())
+    def repack(self, which: int, deep: bool) -> None:
+        repo = self.repo(which)
+        planned = repo.repack(deep=deep, dry_run=True, author="ada")
+        done = repo.repack(deep=deep, author="ada")
+        assert done.worthwhile == planned.worthwhile
+        assert not repo.repack(author="ada", dry_run=True).worthwhile
+
     @rule(model=MODELS, which=WHICH, count=st.integers(1, 3))
     def forgetful_gc(self, model: str, which: int, count: int) -> None:
         kept: set[str] = set()

@@ -1,4 +1,4 @@
-"""Many processes at once: commits, gc without a pause, tags and branches that come and go."""
+"""Many processes at once: commits, gc without a pause, repack, tags and branches that come and go."""
 
 import random
 import signal
@@ -63,6 +63,7 @@ class Scene:
             ("commit_loop", {"count": commits, "pause": PAUSE, "branch": "one"}),
             ("commit_loop", {"count": commits, "pause": PAUSE, "branch": "two"}),
             ("gc_loop", {"size": 0}),
+            ("repack_loop", {"size": 0, "pause": PAUSE}),
             ("refs_loop", {}),
             ("read_loop", {}),
         ]
@@ -115,7 +116,7 @@ def race(scene: Scene, commits: int, seconds: float) -> list[Child]:
     for child in committers:
         assert len(child.acknowledged()) == commits
     ended = Counter(line[1] for child in children for line in child.lines if line[0] == "end")
-    assert min(ended[what] for what in ("gc", "refs", "read")) > 3, ended
+    assert min(ended[what] for what in ("gc", "repack", "refs", "read")) > 3, ended
     told = conflicts(children)
     print(ended, told)
     # Losers on the one branch are told that it moved; others only that gc never let them through
@@ -126,13 +127,13 @@ def race(scene: Scene, commits: int, seconds: float) -> list[Child]:
     return children
 
 
-def test_eight_processes(tmp_path: Path) -> None:
+def test_nine_processes(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.check(race(scene, 40, 60))
 
 
 @pytest.mark.slow
-def test_eight_processes_for_long(tmp_path: Path) -> None:
+def test_nine_processes_for_long(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.check(race(scene, 400, 600))
 

@@ -118,6 +118,10 @@ def collect(bench: Bench) -> None:
     bench.first.gc()
 
 
+def repack(bench: Bench) -> None:
+    bench.first.repack()
+
+
 def load(bench: Bench) -> None:
     for identifier, expected in bench.acknowledged.copy().items():
         assert same(bench.first[identifier].load(), expected)
@@ -160,6 +164,10 @@ def gc_between(bench: Bench) -> None:
     bench.second.gc()
 
 
+def repack_between(bench: Bench) -> None:
+    bench.second.repack()
+
+
 def forgetful_gc_between(bench: Bench) -> None:
     repo = bench.second
     repo.gc(keep_last=2)
@@ -197,6 +205,8 @@ QUICK = {
     (commit_new, commit_between),
     (bring_back, gc_between),
     (undo, same_commit_elsewhere),
+    (commit_new, repack_between),
+    (repack, commit_between),
 }
 
 MUST_SUCCEED = [
@@ -211,6 +221,14 @@ MUST_SUCCEED = [
     *product((collect, verify, tag, bring_back, delete_branch), (commit_between,)),
     (collect, tag_what_is_garbage),
     (commit_what_is_garbage, tag_what_is_garbage),
+    *product(
+        (commit_new, commit_what_is_garbage, collect, load, verify, tag, repack), (repack_between,)
+    ),
+    *product(
+        (repack,),
+        (gc_between, forgetful_gc_between, same_commit_elsewhere, commit_between),
+    ),
+    (repack, tag_what_is_garbage),
 ]
 
 MAY_CONFLICT = [

@@ -1,4 +1,4 @@
-"""Processes killed with SIGKILL at random moments of a commit and of gc."""
+"""Processes killed with SIGKILL at random moments of a commit, of gc and of repack."""
 
 import random
 import time
@@ -119,6 +119,13 @@ def test_gc(tmp_path: Path) -> None:
     kill_again_and_again(scene, "gc_loop", "gc", 20)
 
 
+def test_repack(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for _ in range(3):
+        scene.commit()
+    kill_again_and_again(scene, "repack_loop", "repack", 8)
+
+
 @pytest.mark.slow
 def test_many_commits(tmp_path: Path) -> None:
     kill_again_and_again(Scene(tmp_path), "commit_loop", "commit", 200)
@@ -130,3 +137,11 @@ def test_many_gcs(tmp_path: Path) -> None:
     for _ in range(3):
         scene.commit()
     kill_again_and_again(scene, "gc_loop", "gc", 200)
+
+
+@pytest.mark.slow
+def test_many_repacks(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for _ in range(3):
+        scene.commit()
+    kill_again_and_again(scene, "repack_loop", "repack", 200)

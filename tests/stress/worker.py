@@ -48,9 +48,13 @@ class Task:
 
 
 def content(seed: int, size: int) -> dict[str, np.ndarray]:
-    """One array of its own and one that many versions share; `size` elements each."""
+    """One array of its own, which is like that of others, and one that many versions share.
+
+    They have `size` elements each.
+    """
+    steps = np.random.default_rng(seed).standard_normal(size)
     return {
-        "own": np.random.default_rng(seed).standard_normal(size),
+        "own": np.random.default_rng(0).standard_normal(size) + 1e-6 * steps,
         "shared": np.random.default_rng(seed % 3).standard_normal(size),
     }
 
@@ -122,6 +126,21 @@ def gc_loop(task: Task) -> None:
         try:
             with journal.noting("gc"):
                 repo.gc(author="ada")
+        except ConflictError as error:
+            journal.write("conflict", error.message)
+
+
+def repack_loop(task: Task) -> None:
+    """Repack again and again, with a new version each time where `size` is given."""
+    repo, journal = _begin(task)
+    for seed in task.rounds():
+        time.sleep(task.pause)
+        if task.size:
+            identifier = commit(repo, seed, task.size, task.branch)
+            journal.write("commit", identifier, task.branch, seed)
+        try:
+            with journal.noting("repack"):
+                repo.repack(author="ada")
         except ConflictError as error:
             journal.write("conflict", error.message)
 
