@@ -84,8 +84,9 @@ CONTAINERS = (list, tuple, Dict, Set, Call, Persistent)
 def children(value: object) -> Iterator[Pair]:
     """What a value holds, in order, each with its key, or `SAME` where it needs none.
 
-    The key of a member of a list, tuple or set and of an argument is its number; the state of an
-    object counts as the object itself, so that attributes are found right below it.
+    The key of a member of a list, tuple or set is its number. The arguments of a call and the
+    state of an object count as the object itself, so that what they hold is found right below it;
+    they are given as they are, because many objects may share them.
     """
     if isinstance(value, list | tuple):
         yield from enumerate(value)
@@ -97,9 +98,8 @@ def children(value: object) -> Iterator[Pair]:
         yield SAME, value.identifier
     elif isinstance(value, Call):
         yield SAME, value.function
-        yield from enumerate(value.arguments)
-        if value.keywords is not None:
-            yield from value.keywords.pairs
+        yield SAME, value.arguments
+        yield SAME, value.keywords
         yield from enumerate(value.elements)
         yield from value.pairs
         for state in value.states:

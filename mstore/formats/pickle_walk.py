@@ -32,6 +32,7 @@ MAX_MEMORY = 256 * 1024 * 1024
 MAX_MARKS = 10_000
 """Most marks at a time: how deeply values can be nested that are made from their members."""
 
+_MAX_NAME = 4096  # characters of a module and a name in it
 _MAX_PROTOCOL = 5
 _STOP = ord(".")
 _NO_FRAME = sys.maxsize
@@ -270,6 +271,8 @@ class _Machine:
         self._push_global(module, name)
 
     def _push_global(self, module: str, name: str) -> None:
+        if len(module) + len(name) > _MAX_NAME:
+            raise LimitExceededError(f"its pickle has a global name beyond {_MAX_NAME} characters")
         self._push(Global(module, name), _VALUE + sys.getsizeof(module) + sys.getsizeof(name))
 
     def extension1(self) -> None:
@@ -313,7 +316,7 @@ class _Machine:
             raise self._unsafe("calls what cannot be called")
         if not isinstance(arguments, tuple) or not isinstance(keywords, Dict | None):
             raise self._arguments.fail("calls something with no arguments to speak of")
-        self._push(Call(function, arguments, keywords), _CALL + 8 * len(arguments))
+        self._push(Call(function, arguments, keywords), _CALL)
 
     def build(self) -> None:
         state, target = self._stack.pop(), self._stack[-1]

@@ -122,12 +122,7 @@ def find_tensors(root: object) -> Iterator[View | Other]:
                 yield _view(value, path, name)
             inner = _inside(value, name)
         stack += [
-            (
-                child,
-                path if key is SAME or type(child) is Persistent else (path, key),
-                depth + 1,
-                maker,
-            )
+            (child, path if key is SAME else (path, key), depth + 1, maker)
             for key, child in reversed(list(inner))
             if isinstance(child, CONTAINERS)
         ]
@@ -156,23 +151,30 @@ def _label(key: object) -> str:
         # Lone surrogates are no text that could be stored.
         return key[: MAX_NAME + 1].encode("utf-8", "backslashreplace").decode()
     if isinstance(key, tuple):
-        return ",".join("?" if isinstance(part, tuple) else _label(part) for part in key[:MAX_NAME])
+        return ",".join("?" if isinstance(part, tuple) else _label(part) for part in key[:16])
     return str(key) if isinstance(key, int | float | Global | None) else "?"
 
 
 def _inside(call: Call, name: str | None) -> Iterator[tuple[object, object]]:
-    """What else is in a call: what torch's own functions are given counts as the tensor itself."""
+    """What else is in a call: what torch's own functions are given counts as the tensor itself.
+
+    Of shared arguments only the first few are looked at here, or many calls would take too long.
+    """
     if name in _WITH_TYPE and len(call.arguments) == 4:
         function, _, arguments, state = call.arguments
-        if isinstance(arguments, tuple):
+        if isinstance(arguments, tuple) and _own_function(function) not in _WITH_TYPE:
             yield SAME, Call(function, arguments)
         yield SAME, state
     elif name in _PARAMETER or name in _TENSOR:
-        for argument in call.arguments[4 if name in _TENSOR else 0 :]:
+        for argument in call.arguments[4 if name in _TENSOR else 0 : 8]:
             yield SAME, argument
         for state in call.states:
             yield SAME, state
     else:
+        # Tensors of other kinds are mostly made from their storage, and so called as it is.
+        for argument in call.arguments[:1]:
+            if isinstance(argument, Persistent):
+                yield SAME, argument
         yield from children(call)
 
 
@@ -210,12 +212,15 @@ def _view(call: Call, path: Path | None, name: str) -> View:
     # A size is pickled as a tuple, but by itself it is an object of a class of its own.
     if isinstance(size, Call) and str(size.function) == "torch.Size" and len(size.arguments) == 1:
         (size,) = size.arguments
+    for numbers in (size, strides):
+        if isinstance(numbers, tuple) and len(numbers) > MAX_DIMS:
+            raise LimitExceededError(
+                f"its tensor {quote(join(path))} has {len(numbers)} dimensions"
+            )
     if not (_is_size(offset) and _are_sizes(size) and _are_sizes(strides)):
         raise FormatError(f"the shape of its tensor {quote(join(path))} is malformed")
     if len(size) != len(strides):
         raise FormatError(f"its tensor {quote(join(path))} has {len(strides)} strides")
-    if len(size) > MAX_DIMS:
-        raise LimitExceededError(f"its tensor {quote(join(path))} has {len(size)} dimensions")
     dtype, kind = storage.dtype, storage.kind
     if name == "_rebuild_tensor_v3":  # the only one that says the type
         kind = str(arguments[6]) if len(arguments) > 6 else "no type"

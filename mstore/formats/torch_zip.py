@@ -203,4 +203,4 @@ def _note(left: list[tuple[Path | None, str]], count: int) -> str | None:
         return None
     told = [f"{quote(join(path))} {why}" for path, why in left[:_MAX_TOLD]]
     more = ", …" if len(left) > _MAX_TOLD else ""
-    return f"{len(left)} of its {count} storages stay opaque bytes: {', '.join(told)}{more}"
+    return f"opaque bytes for {len(left)} of {count} storages: {', '.join(told)}{more}"
