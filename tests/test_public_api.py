@@ -62,6 +62,7 @@ def test_members_of_the_main_classes() -> None:
         "models",
         "reflog",
         "refresh",
+        "repack",
         "stats",
         "tags",
         "undo",

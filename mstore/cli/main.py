@@ -36,7 +36,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "verify": ("verify", "Look for damage."),
         "reindex": ("reindex", "Make all indexes anew from the packs."),
         "gc": ("gc", "Delete what no branch or tag reaches."),
-        "repack": ("repack", "Store anew what is stored, smaller."),
+        "repack": ("repack", "Make the repository smaller, and its newest version quick to read."),
         "reflog": ("reflog", "Show what was done to the repository."),
         "undo": ("reflog", "Take back the last change of branches and tags."),
         "completion": ("completion", "Print the completion script for a shell."),

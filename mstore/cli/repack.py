@@ -20,7 +20,7 @@ mstore repack --deep
 @click.option("--deep", is_flag=True, help="Take much more time to make everything smaller.")
 @click.option("--dry-run", is_flag=True, help="Only estimate, from a sample, what it would gain.")
 def repack(call: Invocation, deep: bool, dry_run: bool) -> None:
-    """Store anew what is stored: smaller, and the newest version quickest to read.
+    """Make the repository smaller, and its newest version quick to read.
 
     Commits store what changed since the version before. After many of them the oldest version is
     the one that reads quickest; repack turns that round, chooses for every chunk the best of what

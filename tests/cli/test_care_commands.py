@@ -68,6 +68,37 @@ def test_gc_keep_last_does_not_take_it_either(first: str, second: str, mstore: A
     mstore.ok("gc", "--keep-last", "2")
 
 
+def test_repack_says_what_it_would_gain_and_then_does_it(
+    first: str, second: str, mstore: Any
+) -> None:
+    before = mstore.json("show", "--tensors")
+    plan = mstore.ok("repack", "--dry-run").lines
+    assert re.fullmatch(r"about \d+\.\d kB instead of \d+\.\d kB, .* (less|more)", plan[0])
+    assert plan[-1] == "nothing has been changed yet; do it with: mstore repack"
+    ran = mstore.ok("repack")
+    assert ran.err.startswith("about ")
+    assert re.fullmatch(r"\d+\.\d kB instead of \d+\.\d kB, .* (less|more)", ran.lines[0])
+    assert re.fullmatch(r"\d+ chunks? encoded anew, 4 packs replaced", ran.lines[-1])
+    again = mstore.ok("repack").lines
+    assert again == [f"nothing to gain: {ran.lines[0].split(' instead')[0]} stay as they are"]
+    assert mstore.json("show", "--tensors")["id"] == before["id"]
+    assert mstore.json("verify")["ok"]
+    assert mstore.json("reflog")[0]["action"].startswith("gc")
+
+
+def test_repack_json(first: str, second: str, mstore: Any) -> None:
+    plan = mstore.json("repack", "--dry-run", "--deep")
+    assert plan["dry_run"]
+    assert plan["estimated"]
+    done = mstore.json("repack", "--deep")
+    assert done["worthwhile"]
+    assert not done["estimated"]
+    assert done["newest"] == second
+    assert done["newest_depth_after"] == 0
+    assert done["versions"] == 2
+    assert not mstore.json("repack")["worthwhile"]
+
+
 def test_verify(first: str, second: str, mstore: Any) -> None:
     ran = mstore.ok("verify")
     assert ran.lines[0].startswith("check of operation 3: ")

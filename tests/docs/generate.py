@@ -22,6 +22,7 @@ from mstore.cli.main import SECTIONS, cli
 from mstore.ops.changes import FileChange, TensorAt, TensorChange, Totals
 from mstore.ops.compare import Numbers
 from mstore.ops.gc import LostCommit, Report
+from mstore.ops.repack import RepackReport
 from mstore.ops.stats import Deltas, Stats, StoredBytes, Version
 from mstore.ops.verify import Damage, VerifyReport
 from mstore.root import Refs, Root
@@ -32,7 +33,7 @@ END = "<!-- to here -->"
 
 RETURNED: list[type] = [
     FileChange, TensorChange, TensorAt, Numbers, Totals,
-    Report, LostCommit, VerifyReport, Damage, Stats, StoredBytes, Deltas, Version, Root, Refs,
+    Report, LostCommit, RepackReport, VerifyReport, Damage, Stats, StoredBytes, Deltas, Version, Root, Refs,
 ]  # fmt: skip
 """Types of values that methods of public classes give back, in the order of the page."""
 
