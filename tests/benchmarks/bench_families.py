@@ -51,13 +51,9 @@ The first steps of AdamW change more than those after them, so both are shown.
 DEEP = {"f32": 0.33, "bf16-cast": 0.084, "bf16": 0.0155}
 """The same for versions 1 and 2 of a family, after `repack --deep`."""
 
-PARTS = {
-    "apart": "each family in a repository of its own",
-    "together": "all families in one repository",
-    "depth": "long histories",
-    "codecs": "codecs in memory",
-}
-"""What is measured, by the names that the command line knows."""
+PARTS = ("apart", "together", "depth", "codecs")
+"""What is measured: each family in a repository of its own, all of them in one, long histories, and
+codecs in memory."""
 
 SUM_RATIO, COMMIT_RATIO, CHECKOUT_RATIO = 1.25, 4, 3
 
@@ -217,7 +213,7 @@ def figures(results: Results, together: Results | None) -> Iterator[Figure]:
     yield from _beside_peers(results)
     if together:
         sizes = {peer: sum(added.values()) for peer, added in together["peers"].items()}
-        yield from _totals(sizes, PARTS["together"])
+        yield from _totals(sizes, "all, in one repository")
     if REPEATED in results:
         yield from _speeds(results[REPEATED]["peers"])
 
@@ -257,7 +253,7 @@ def _beside_peers(results: Results) -> Iterator[Figure]:
             best = min(stored, key=lambda peer: stored[peer])
             ratio = stored[best] / own
             yield Figure(f"size of {best} / mstore: {name}", ratio, "x", 1, at_most=False)
-    yield from _totals(totals, PARTS["apart"])
+    yield from _totals(totals, "all, a repository each")
 
 
 def _totals(sizes: dict[str, int], how: str) -> Iterator[Figure]:
@@ -332,7 +328,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=int, default=3, help=f"runs of {REPEATED} (default: 3)")
     choices = (
-        ("parts", list(PARTS)),
+        ("parts", PARTS),
         ("families", [family.name for family in FAMILIES]),
         ("peers", list(PEERS)),
     )

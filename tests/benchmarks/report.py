@@ -97,7 +97,8 @@ def _page(report: Report) -> Iterator[str]:
         yield "## Codecs in memory"
         yield from _codecs(report["codecs"])
     yield "## Where a peer is ahead"
-    yield "\n".join(_ahead(families)) or "Nowhere in this run."
+    ahead = [*_ahead(families), *_ahead_together(report.get("together"))]
+    yield "\n".join(ahead) or "Nowhere in this run."
     if report["figures"]:
         yield "## Targets"
         yield (
@@ -257,6 +258,20 @@ def _ahead(families: Report) -> Iterator[str]:
             if better:
                 shown = ", ".join(f"{_where(name)} {ratio:.2f}x" for name, ratio in better.items())
                 yield f"- {family['title']}: {what}: {shown}."
+
+
+def _ahead_together(together: Report | None) -> Iterator[str]:
+    """Which families add less to some peer's repository of all."""
+    peers = together["peers"] if together else {}
+    own = peers.get(OWN, {})
+    for name, size in own.items():
+        better = ", ".join(
+            f"{_where(peer)} {size / max(1, added[name]):.2f}x"
+            for peer, added in peers.items()
+            if added[name] < size
+        )
+        if better and together:
+            yield f"- {together['titles'][name]}, in one repository with all: smaller: {better}."
 
 
 def _stored(peer: Report) -> float:
