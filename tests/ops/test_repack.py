@@ -9,9 +9,13 @@ from mstore import chunkstore
 from mstore.bulkindex import as_ids
 from mstore.database import Database
 from mstore.errors import CorruptDataError, StorageError
+from mstore.ids import Id, Kind, identify
+from mstore.index import Index, encode_entries
 from mstore.ops import repack as repack_module
 from mstore.ops import republish
+from mstore.ops.republish import Choice
 from mstore.ops.table import Table
+from mstore.pack import PackWriter, Record
 from mstore.repository import Repository
 from mstore.snapshot import Snapshot
 from mstore.storage.memory import MemoryStorage
@@ -97,6 +101,16 @@ def depths(repo: Repository, version: str) -> set[int]:
     return found
 
 
+def bases_of(repo: Repository, version: str) -> list[Id | None]:
+    """What the chunks of a version's tensors are coded against."""
+    db = repo.database
+    db.refresh()
+    table = Table(db.chunk_indexes())
+    snapshot = db.snapshot(db.commit(bytes.fromhex(repo[version].id)).snapshot)
+    ids = b"".join(db.manifest(file.manifest).chunk_ids() for file in snapshot.files.values())
+    return [table.entry(row).base for row in table.find(as_ids(ids)).tolist()]
+
+
 def test_the_newest_version_becomes_the_shallow_one(history: History) -> None:
     history.line(5)
     repo = history.repo
@@ -180,12 +194,30 @@ def test_two_fine_tunes_keep_their_base(history: History) -> None:
     first = history.commit(base)
     for branch in ("one", "two", "three"):
         history.commit(trained(base, len(branch), 1e-4), branch, first.id)
-    before = size(history.repo)
+    before, old = size(history.repo), bases_of(history.repo, "one")
     report = history.repo.repack()
     assert report.after < 1.01 * before
+    assert bases_of(history.repo, "one") == old
     shallow = [branch for branch in ("one", "two", "three") if 0 in depths(history.repo, branch)]
     assert shallow == ["three"]
     history.check()
+
+
+def test_relatives_of_other_names_keep_their_base(repo: Repository) -> None:
+    """Nothing but what they are coded against tells that they belong together."""
+    origin = weights(rows=400)
+    repo.model("origin").commit(origin)
+    for model in ("one", "two", "three"):
+        tuned = trained(origin, len(model), 1e-4)
+        repo.model(model).commit({f"{model}.{name}": array for name, array in tuned.items()})
+        assert depths(repo.model(model), "main") == {1}
+    before = size(repo)
+    report = repo.repack()
+    assert report.after < 1.01 * before
+    assert depths(repo.model("three"), "main") == {0}
+    assert depths(repo.model("one"), "main") == depths(repo.model("two"), "main") == {2}
+    assert depths(repo.model("origin"), "main") == {1}
+    assert repo.verify().ok
 
 
 def test_small_packs_are_merged(history: History) -> None:
@@ -343,6 +375,61 @@ def test_a_gc_meanwhile(history: History, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(kept) == 2
     history.versions = {i: c for i, c in history.versions.items() if i in kept}
     history.check()
+
+
+def record_of(name: str, depth: int = 0, base: str | None = None) -> Record:
+    return Record(
+        *(identify(Kind.CHUNK, name.encode()), Kind.CHUNK, 0, 1, 0, (b"x",)),
+        depth=depth,
+        base=identify(Kind.CHUNK, base.encode()) if base else None,
+    )
+
+
+def index_of(*records: Record) -> Index:
+    pack = PackWriter(Kind.CHUNK)
+    for record in records:
+        pack.append(record)
+    return Index(pack.name, memoryview(b"".join(encode_entries(pack.entries))))
+
+
+def chosen(choice: Choice) -> dict[Id, int]:
+    """By id the depth of what counts."""
+    return {choice.table.entry(row).id: int(choice.depth[row]) for row in range(len(choice.table))}
+
+
+def named(**depths: int) -> dict[Id, int]:
+    return {identify(Kind.CHUNK, name.encode()): depth for name, depth in depths.items()}
+
+
+def test_new_records_count_before_listed_ones() -> None:
+    table = Table([index_of(record_of("a"), record_of("b", 1, "a"), record_of("c", 2, "b"))])
+    stored = [index_of(record_of("a", 1, "b"), record_of("b")), index_of(record_of("gone"))]
+    choice = Choice(table, stored)
+    assert chosen(choice) == named(a=1, b=0, c=2)
+    assert choice.listed().sum() == 1
+    assert not choice.unfit()
+
+
+def test_a_new_record_whose_base_was_moved_by_others_gives_way() -> None:
+    """And so do those that rely on it, one after the other."""
+    # Stored when b had depth 0 and d was there; by now they have not.
+    table = Table([index_of(record_of("a"), record_of("b", 1, "a"), record_of("c", 2, "b"))])
+    stored = [index_of(record_of("a", 1, "b"), record_of("c", 1, "d"))]
+    choice = Choice(table, stored)
+    assert chosen(choice) == named(a=0, b=1, c=2)
+    assert choice.listed().all()
+    assert not choice.unfit()
+
+
+def test_a_listed_record_whose_base_became_deeper_is_unfit() -> None:
+    """It may be coded against the bases of its base, but becomes no deeper."""
+    table = Table([index_of(record_of("a"), record_of("b"), record_of("c", 1, "a"))])
+    choice = Choice(table, [index_of(record_of("a", 1, "b"))])
+    (task,) = choice.unfit()
+    assert table.entry(task.row).id == identify(Kind.CHUNK, b"c")
+    assert [(table.entry(row).id, depth) for row, depth in task.bases] == [
+        (identify(Kind.CHUNK, b"b"), 0)
+    ]
 
 
 def test_two_repacks_at_once(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
