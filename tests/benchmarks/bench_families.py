@@ -299,7 +299,7 @@ def main() -> int:
         if part in parts
     }
     found = list(figures(results, together))
-    print("\nTargets")
+    print("\nTargets" if found else "")
     for figure in found:
         show(figure)
     report = {
