@@ -116,7 +116,7 @@ def collect(
             f"others recorded something during each of {_ATTEMPTS} attempts; nothing was deleted",
             hint="run gc again when less is committed",
         )
-    delete_condemned(db, author)
+    delete_condemned(db, author, action="gc")
     return _report(plan, leftovers=db.storage.sweep(), copied=copied)
 
 

@@ -158,7 +158,7 @@ class _Repack:
             for shelf in self._copies(changed):
                 shelf.copy(self.db.storage, session, self.progress)
             packs = Republisher(self.db, session).publish(author)
-        delete_condemned(self.db, author)
+        delete_condemned(self.db, author, action="repack")
         table = Table(self.db.chunk_indexes())
         return self._report(
             before,

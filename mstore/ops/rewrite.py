@@ -122,21 +122,24 @@ def _in_packs(index: Index, packs: frozenset[str]) -> NDArray[np.bool_]:
     return chosen[columns(index)[1]["pack"]] if len(chosen) else np.zeros(len(index), np.bool_)
 
 
-def delete_condemned(db: Database, author: str) -> None:
-    """Doom, delete and clear what is condemned, also by others that did not come to the end."""
+def delete_condemned(db: Database, author: str, *, action: str) -> None:
+    """Doom, delete and clear what is condemned, also by others that did not come to the end.
+
+    `action` says in the log who does it.
+    """
     doomed = db.publish(
         lambda root: (
             replace(root, condemned=frozenset(), doomed=root.doomed | root.condemned)
             if root.condemned
             else None
         ),
-        action="gc: doom",
+        action=f"{action}: doom",
         author=author,
     ).doomed
     for key in sorted(doomed):
         db.storage.delete(key)
     db.publish(
         lambda root: replace(root, doomed=root.doomed - doomed) if root.doomed & doomed else None,
-        action="gc: done",
+        action=f"{action}: done",
         author=author,
     )

@@ -83,7 +83,7 @@ def test_repack_says_what_it_would_gain_and_then_does_it(
     assert again == [f"nothing to gain: {ran.lines[0].split(' instead')[0]} stay as they are"]
     assert mstore.json("show", "--tensors")["id"] == before["id"]
     assert mstore.json("verify")["ok"]
-    assert mstore.json("reflog")[0]["action"].startswith("gc")
+    assert mstore.json("reflog")[0]["action"] == "repack: done"
 
 
 def test_repack_json(first: str, second: str, mstore: Any) -> None:
