@@ -164,6 +164,8 @@ def _inside(call: Call, name: str | None) -> Iterator[tuple[object, object]]:
         function, _, arguments, state = call.arguments
         if isinstance(arguments, tuple) and _own_function(function) not in _WITH_TYPE:
             yield SAME, Call(function, arguments)
+        else:  # one such call in another is none of torch's, and many would take too long
+            yield SAME, arguments
         yield SAME, state
     elif name in _PARAMETER or name in _TENSOR:
         for argument in call.arguments[4 if name in _TENSOR else 0 : 8]:

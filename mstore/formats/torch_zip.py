@@ -161,11 +161,9 @@ def _describe(
                 return view.path, dtype, shape, order
     view, dtype = views[0]
     count, rest = divmod(member.size, dtype.itemsize)
-    return (
-        "has a part of an element too many"
-        if rest
-        else (view.path, dtype, _packed(dtype, (count,)), "C")
-    )
+    if rest:
+        return "has a part of an element too many"
+    return view.path, dtype, _packed(dtype, (count,)), "C"
 
 
 def _packed(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:

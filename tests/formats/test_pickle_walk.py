@@ -170,6 +170,7 @@ CASES = {
     b"\x8a\0.": 0,
     b"\x8a\2\0\xff.": -256,
     b"\x8b\1\0\0\0\x05.": 5,
+    b"\x8b\1\0\0\0\xff.": -1,
     b"F1e3\n.": 1000.0,
     b"Finf\n.": math.inf,
     b"G" + struct.pack(">d", -2.5) + b".": -2.5,
@@ -344,8 +345,9 @@ def test_limits(monkeypatch):
             walk(flood * 1000 + b".")
     with pytest.raises(LimitExceededError):
         walk(b"N" + b"".join(b"p%d\n" % index for index in range(1000)) + b".")
-    with pytest.raises(LimitExceededError):
-        walk(b"](" + b"N" * 9000 + b"e.")
+    for many in (b"](" + b"N" * 9000 + b"e.", b"}(" + b"N" * 400 + b"u."):
+        with pytest.raises(LimitExceededError):
+            walk(many)
     monkeypatch.undo()
     monkeypatch.setattr(pickle_arguments, "MAX_STRING", 10)
     assert walk(b"U\x0a0123456789.") == "0123456789"

@@ -119,11 +119,14 @@ def storage(key, count, kind="torch.FloatStorage"):
 
 def tensor(key="0", count=6, shape=(2, 3), strides=(3, 1), offset=0, kind="torch.FloatStorage"):
     return Made(
-        Named("torch._utils._rebuild_tensor_v2"),
+        Named(V2),
         storage(key, count, kind), offset, shape, strides, False, Made(Named("x.Hooks")),
     )  # fmt: skip
 
 
+V2 = "torch._utils._rebuild_tensor_v2"
+V3 = "torch._utils._rebuild_tensor_v3"
+FROM = "torch._tensor._rebuild_from_type_v2"
 SIX = np.arange(6, dtype=np.float32).tobytes()
 
 
@@ -161,7 +164,7 @@ def test_files_of_old_versions():
     assert shapes({"w": parameter}) == {"w": ("f32", (2, 3), "C")}
     typed = Made(
         Named("torch.tensor._rebuild_from_type"),
-        Named("torch._utils._rebuild_tensor_v2"),
+        Named(V2),
         Named("my.Tensor"),
         (storage("0", 6), 0, Made(Named("torch.Size"), (6,)), (1,), False, None),
         {"extra": tensor("1", 1, (), ())},
@@ -171,7 +174,7 @@ def test_files_of_old_versions():
         "w.extra": ("f32", (), "C"),
     }
     untyped = Made(
-        Named("torch._utils._rebuild_tensor_v3"),
+        Named(V3),
         storage("0", 24, "torch.storage._UntypedStorage"),
         0, (3, 4), (4, 1), False, None, Named("torch.uint16"),
     )  # fmt: skip
@@ -198,7 +201,7 @@ def test_what_covers_a_storage():
             {"v": ("f32", *expected)},
         )
     negative = Made(
-        Named("torch._utils._rebuild_tensor_v2"),
+        Named(V2),
         storage("0", 6), 0, (2, 3), (3, 1), False, None, {"neg": True},
     )  # fmt: skip
     assert shapes({"v": negative}) == {"v": ("f32", (6,), "C")}
@@ -271,16 +274,20 @@ def test_storages_of_unknown_makers_are_told():
         (tensor(kind="my.Storage"), "'w' is of type 'my.Storage'"),
         (
             Made(
-                Named("torch._utils._rebuild_tensor_v3"),
+                Named(V3),
                 storage("0", 24, "torch.UntypedStorage"),
                 *(0, (2,), (1,), False, None, Named("torch.float128")),
             ),
             "'w' is of type 'torch.float128'",
         ),
+        (
+            Made(Named(FROM), Named(FROM), 0, (Named(V2), 0, (storage("0", 6),), None), None),
+            f"'w.2.0' is made by '{FROM}'",
+        ),
     ]:
         assert said(archive({"w": value})) == f"opaque bytes for 1 of 1 storages: {reason}"
     odd = Made(
-        Named("torch._utils._rebuild_tensor_v3"),
+        Named(V3),
         storage("0", 5, "torch.UntypedStorage"), 0, (1,), (1,), False, None, Named("torch.uint16"),
     )  # fmt: skip
     assert "a part of an element too many" in said(archive({"w": odd}, [b"12345"]))
@@ -291,8 +298,6 @@ def test_deflated_storages_stay_opaque():
     assert said(data) == "opaque bytes for 1 of 1 storages: 'w' is compressed"
 
 
-V3 = "torch._utils._rebuild_tensor_v3"
-V2 = "torch._utils._rebuild_tensor_v2"
 HOSTILE = {
     "storage missing": archive({"w": tensor("7")}),
     "storage outside the archive": archive({"w": tensor("../../x")}),
