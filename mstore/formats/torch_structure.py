@@ -14,7 +14,16 @@ from typing import Literal, TypeGuard
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, quote
-from mstore.formats.pickle_values import CONTAINERS, SAME, Call, Dict, Global, Persistent, children
+from mstore.formats.pickle_values import (
+    CONTAINERS,
+    SAME,
+    Call,
+    Dict,
+    Global,
+    Pair,
+    Persistent,
+    children,
+)
 
 MAX_DEPTH = 256
 """Deepest nesting of values; models are nested about 20 deep."""
@@ -103,14 +112,21 @@ def find_tensors(root: object) -> Iterator[View | Other]:
     storage that is malformed, LimitExceededError for values nested too deeply.
     """
     seen: dict[int, object] = {}  # holds the values, so that none can take the id of another
-    stack: list[tuple[object, Path | None, int, str | None]] = [(root, None, 0, None)]
+    # What is left of each value that holds the next, where it is, and what would make it.
+    stack: list[tuple[Iterator[Pair], Path | None, str | None]] = [
+        (iter([(SAME, root)]), None, None)
+    ]
     while stack:
-        value, path, depth, maker = stack.pop()
+        inner, path, maker = stack[-1]
+        found = next(inner, None)
+        if found is None:
+            stack.pop()
+            continue
+        key, value = found
         if id(value) in seen or not isinstance(value, CONTAINERS):
             continue
         seen[id(value)] = value
-        if depth > MAX_DEPTH:
-            raise LimitExceededError(f"its values are nested deeper than {MAX_DEPTH}")
+        path = path if key is SAME else (path, key)
         if isinstance(value, Persistent) and (storage := _storage(value)):
             yield Other(path, storage, maker)
             continue
@@ -121,11 +137,9 @@ def find_tensors(root: object) -> Iterator[View | Other]:
             if name is not None and name in _TENSOR:
                 yield _view(value, path, name)
             inner = _inside(value, name)
-        stack += [
-            (child, path if key is SAME else (path, key), depth + 1, maker)
-            for key, child in reversed(list(inner))
-            if isinstance(child, CONTAINERS)
-        ]
+        if len(stack) > MAX_DEPTH:
+            raise LimitExceededError(f"its values are nested deeper than {MAX_DEPTH}")
+        stack.append((inner, path, maker))
 
 
 def join(path: Path | None) -> str:
