@@ -133,20 +133,22 @@ def natural_key(path: str) -> tuple[str | int, ...]:
 
 
 def _nearest(named: Sequence[_Named], path: str, tensor: Tensor, piece: int) -> list[SegmentChunks]:
-    """Of tensors of one name the one that can be a base in the file that comes before `path`.
+    """Of tensors of one name those that can be a base, one of each element type.
 
-    Checkpoints of one training lie in files next to each other. Where there is none before, the
-    one after it.
+    It is the one in the file that comes before `path`, or the first one after it where there is
+    none: checkpoints of one training lie in files next to each other. The type of `tensor` itself
+    comes first.
     """
-    fitting = [one for one in named if can_be_base(one.segment, tensor, piece)]
-    if not fitting:
-        return []
     key = natural_key(path)
-    earlier = [one for one in fitting if one.key <= key]
-    chosen = (
-        max(earlier, key=lambda one: one.key) if earlier else min(fitting, key=lambda one: one.key)
-    )
-    return [chosen.segment]
+    chosen: dict[str, _Named] = {}
+    for one in sorted(named, key=lambda one: one.key):
+        found = one.segment.tensor
+        if found is None or not can_be_base(one.segment, tensor, piece):
+            continue
+        if one.key <= key or found.dtype.name not in chosen:
+            chosen[found.dtype.name] = one
+    own = tensor.dtype.name
+    return [chosen[name].segment for name in sorted(chosen, key=lambda name: name != own)]
 
 
 def _worth_keeping(sketches: Rows, layout: Layout, similar: set[int], same: set[int]) -> Rows:

@@ -132,3 +132,16 @@ def test_numbers_in_names_count_as_numbers():
     names = ["step-100", "step-50", "step-1000", "step", "a10b2", "a10b10", "a9"]
     expected = ["a9", "a10b2", "a10b10", "step", "step-50", "step-100", "step-1000"]
     assert sorted(names, key=natural_key) == expected
+
+
+def test_of_several_types_each_is_tried(repo, tmp_path):
+    """An upcast comes from the half-precision copy, though the original stands before it."""
+    first = weights()
+    half = first.astype(np.float16)
+    for name, array in {"a.npz": first, "half.npz": half}.items():
+        (tmp_path / "model").mkdir(exist_ok=True)
+        np.savez(tmp_path / "model" / name, w=array)
+        repo.commit(tmp_path / "model")
+    np.savez(tmp_path / "model" / "upcast.npz", w=half.astype(np.float32))
+    snapshot = repo.commit(tmp_path / "model")
+    assert stored(snapshot, "w", "upcast.npz") < 0.005 * first.nbytes

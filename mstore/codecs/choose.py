@@ -31,11 +31,11 @@ _DEEP_LEVEL = 19
 # What a record with a base takes besides its payload: the base's id, there and in the index.
 _BASE_BYTES = 64
 
-# A base of depth 1 must save so much more of the raw bytes than one of depth 0, or such a part of
-# what is taken with that one, to be worth decoding one more record; and each deeper one so much
-# more. So a series stays near the size of an endless chain: every so often a version that is coded
-# against the first one becomes the base of those that follow. The last step is for mere copies.
-_DEEPER_SAVES = (0.0, 0.02, 0.05)
+# A base one deeper must save so much more of the raw bytes than one that is less deep, or such a
+# part of what is taken with that one, to be worth decoding one more record. So a series stays near
+# the size of an endless chain: every so often a version that is coded against the first one
+# becomes the base of those that follow.
+_DEEPER_SAVES = 0.04
 _DEEPER_SAVES_OF_TAKEN = 0.2
 
 # Differences that are judged to take this much more than a chunk on its own are not tried.
@@ -178,7 +178,8 @@ class Encoder:
             if len(base.raw) < base_kind.size:
                 continue
             share = delta_share(raw, kind, base.raw, base_kind)
-            if best is None or best_share - share > _least(best_share, best_depth, base.depth):
+            least = min(_DEEPER_SAVES, _DEEPER_SAVES_OF_TAKEN * best_share)
+            if best is None or best_share - share > least * (base.depth - best_depth):
                 best, best_share, best_depth = number, share, base.depth
         return best, best_share
 
@@ -236,15 +237,6 @@ class Encoder:
         sample = b"".join(raw[i * step : i * step + _SAMPLE_RUN] for i in range(_SAMPLE_RUNS))
         encoded = _attempt(self._zstd, memoryview(sample), None, size)
         return encoded.stored * len(raw) // size if encoded else len(raw)
-
-
-def _least(share: float, depth: int, deeper: int) -> float:
-    """What a base of depth `deeper` must save over one of `depth` that leaves this share."""
-    saves = sum(
-        _DEEPER_SAVES[min(at, len(_DEEPER_SAVES) - 1)] for at in range(depth + 1, deeper + 1)
-    )
-    of_taken = _DEEPER_SAVES_OF_TAKEN * share * (deeper - depth)
-    return min(saves, of_taken) if deeper < len(_DEEPER_SAVES) - 1 else saves
 
 
 def _attempt(codec: Codec, raw: memoryview, dtype: DType | None, limit: int) -> Encoded | None:
