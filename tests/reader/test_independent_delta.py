@@ -1,10 +1,9 @@
 """The section of docs/format.md on codec delta is enough to decode its payloads."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
+import independent_codecs as reader
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,22 +15,9 @@ from mstore.codecs.words import cast, comparable, word_type
 from mstore.dtypes import BY_CODE, BY_NAME, DType
 from mstore.errors import MstoreError
 
-READER = Path(__file__).parent / "independent_reader.py"
 PAYLOADS = sorted((Path(__file__).parents[1] / "codecs" / "golden").iterdir())
 FLOATS = ["f16", "bf16", "f32", "f64"]
 HEAD = 16
-
-
-def load_reader() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("independent_reader", READER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reader = load_reader()
 
 
 @pytest.mark.parametrize("path", PAYLOADS, ids=lambda path: path.stem)
