@@ -42,8 +42,9 @@ _DEEPER_SAVES_OF_TAKEN = 0.2
 _SURE = 0.9
 
 # Differences that take less than this part of what a chunk is judged to take on its own are taken
-# without trying that. Numbers that keep together with their like take less than a sample tells.
-_FAR = 0.5
+# without trying that; but not where it is judged to shrink to this part of its bytes or less. Such
+# chunks are zeros in the main, or sorted, and may take half of what a sample tells; weights do not.
+_FAR, _UNSURE = 0.75, 0.4
 
 # Below so many bytes the tables of byte planes cost what they save, and the calls more than both.
 _TINY = 2048
@@ -186,11 +187,11 @@ class Encoder:
     def _own_share(self, raw: memoryview, dtype: DType) -> float:
         """The part of `raw` that an encoding without a base will take, 0 where no sample tells.
 
-        That is where `raw` is short, and where it repeats: a period that the sample holds a few
-        times over, `raw` may hold a hundred times.
+        That is where `raw` is short, where it shrinks to little, and where it repeats: a period
+        that the sample holds a few times over, `raw` may hold a hundred times.
         """
         share = own_share(raw, word_type(dtype))
-        return share if self._zstd_estimate(raw) >= share * len(raw) else 0
+        return share if self._zstd_estimate(raw) >= share * len(raw) > _UNSURE * len(raw) else 0
 
     def _encode_delta(
         self, raw: memoryview, dtype: DType, bases: Sequence[Base], number: int

@@ -52,12 +52,18 @@ def pays_to_order(words: Words, keys: npt.NDArray[np.uint8]) -> bool:
 
 
 def own_share(raw: memoryview, kind: WordType) -> float:
-    """The part of `raw`, words of this kind, that its byte planes will take."""
+    """The part of `raw`, words of this kind, that its byte planes will take.
+
+    Each quarter is judged apart, since the coder has other tables for each 128 KiB.
+    """
     words = sample(np.frombuffer(raw, kind.stored, len(raw) // kind.size)).astype(kind.native)
     if kind.mantissa:
         words = words << 1 | words >> 8 * kind.size - 1
     planes = words.view(np.uint8).reshape(-1, kind.size)
-    return sum(entropy(planes[:, at]) for at in range(kind.size)) / (8 * kind.size)
+    quarter = -(-len(planes) // 4)
+    parts = [planes[start : start + quarter] for start in range(0, len(planes), quarter)]
+    bits = sum(len(part) * entropy(part[:, at]) for part in parts for at in range(kind.size))
+    return bits / (8 * kind.size * len(planes))
 
 
 def delta_share(raw: memoryview, kind: WordType, base: memoryview, base_kind: WordType) -> float:
