@@ -160,9 +160,12 @@ class TensorView:
         start = int(touched[0]) * self._segment.piece
         raw = self._read_chunks(start, touched)[low - start :]
         steps = [one.step * stride for one, stride in zip(picked, strides, strict=True)]
-        elements = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)
-        part: Array = as_strided(elements[(first - low) // dtype.itemsize :], counts, steps).copy()
-        return part
+        # numpy cannot stride over every type of ml_dtypes, but over runs of bytes of its size.
+        unit = np.dtype((np.void, dtype.itemsize))
+        elements = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(unit)
+        part = as_strided(elements[(first - low) // dtype.itemsize :], counts, steps).copy()
+        found: Array = part.view(dtype)
+        return found
 
     def _read_rows(self, index: NDArray[Any]) -> Array:
         """The rows at an array of integers or of booleans along the first axis."""

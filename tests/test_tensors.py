@@ -10,6 +10,7 @@ from mstore.database import Database
 from mstore.dtypes import BY_NAME
 from mstore.ingest import FileToStore
 from mstore.layout import Tensor, cover
+from mstore.numpy_dtypes import dtype_of, numpy_dtype
 from mstore.ops.commit import Content, Description, Target, record
 from mstore.repository import Repository
 from mstore.sources import BufferSource
@@ -34,8 +35,8 @@ def stored(
 ) -> tuple[TensorView, CountingStorage]:
     storage = CountingStorage()
     db = Database.create(storage, "Ada")
-    names = {"float32": "f32", "int64": "i64", "uint8": "u8", ">f4": ">f4", "float16": "f16"}
-    dtype = BY_NAME[">f32" if array.dtype.str == ">f4" else names[array.dtype.name]]
+    dtype = dtype_of(array.dtype)
+    assert dtype is not None
     data = array.tobytes(order)  # type: ignore[arg-type]
     tensor = Tensor("x", dtype, array.shape, order)  # type: ignore[arg-type]
     layout = cover("test", 5 + len(data), [(5, tensor)])
@@ -162,3 +163,16 @@ def test_masks_and_lists_of_every_shape() -> None:
         np.testing.assert_array_equal(tensor[index], array[index])
     with pytest.raises(IndexError):
         tensor[np.array([1.5])]
+
+
+@pytest.mark.parametrize("name", sorted(BY_NAME))
+def test_slices_of_every_type(name: str) -> None:
+    """numpy itself cannot stride over some types of one byte."""
+    dtype = numpy_dtype(BY_NAME[name])
+    if dtype_of(dtype) is not BY_NAME[name]:
+        pytest.skip("an element of this type takes other bytes in an array")
+    raw = np.random.default_rng(0).integers(0, 2, 24 * dtype.itemsize, np.uint8)
+    array = raw.view(dtype).reshape(4, 6)
+    tensor, _ = stored(array)
+    assert tensor[1:3, ::2].tobytes() == array[1:3, ::2].tobytes()
+    assert tensor[2].tobytes() == array[2].tobytes()
