@@ -69,8 +69,11 @@ class Choice:
         tasks = []
         for row in np.flatnonzero(self._unfit()).tolist():
             bases = []
+            # As long as there are unfit ones, bases may lead back to where they began.
+            seen = {NO_ROW, row}
             base = int(self.base[row])
-            while base != NO_ROW:
+            while base not in seen:
+                seen.add(base)
                 if self.depth[base] < self.table.depth[row]:
                     bases.append((base, int(self.depth[base])))
                 base = int(self.base[base]) if self.depth[base] else NO_ROW
@@ -83,8 +86,12 @@ class Choice:
         return counts
 
     def indexes(self, db: Database, refs: tuple[IndexRef, ...]) -> tuple[IndexRef, ...]:
-        """Indexes of what counts; those there are, `refs`, if nothing changes."""
-        if self.listed().all():
+        """Indexes of what counts and nothing else; those there are, `refs`, if they are such.
+
+        A listed record that does not count must go: `packs` does not name the pack it is in, and
+        once that is deleted, a merger of indexes could make the record count.
+        """
+        if self.listed().all() and sum(ref.count for ref in refs) == len(self.table):
             return refs
         masks, start = [], 0
         mine = np.zeros(sum(map(len, self.stored)), np.bool_)

@@ -432,6 +432,41 @@ def test_a_listed_record_whose_base_became_deeper_is_unfit() -> None:
     ]
 
 
+def test_unfit_records_that_lead_to_each_other() -> None:
+    """What b's new record and c's were coded against is gone: c is to be coded by itself."""
+    table = Table([index_of(record_of("b"), record_of("c", 1, "b"))])
+    stored = [index_of(record_of("d"), record_of("c", 1, "d"), record_of("b", 2, "c"))]
+    choice = Choice(table, stored)
+    assert chosen(choice) == named(b=2, c=1)
+    (task,) = choice.unfit()
+    assert (table.entry(task.row).id, task.bases) == (identify(Kind.CHUNK, b"c"), ())
+
+
+def test_records_that_do_not_count_are_not_listed_any_more(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their packs go; a later merger of the indexes would make the records count."""
+    storage = repo.database.storage
+    publish = chunkstore.Session.publish
+    done: list[int] = []
+
+    def late(session: chunkstore.Session, *words: object, **named: object) -> object:
+        if not done:
+            done.append(1)
+            # Two writers at once store the same chunks.
+            other = Repository(Database.open(storage))
+            other.commit(weights(), "other", branch="side", threads=1)
+        return publish(session, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(chunkstore.Session, "publish", late)
+    repo.commit(weights(), "one", threads=1)
+    listed = [ref.count for ref in repo.database.refresh().indexes]
+    repo.repack()
+    (ref,) = repo.database.root.indexes
+    assert sum(listed) == 2 * ref.count
+    assert repo.verify().ok
+
+
 def test_two_repacks_at_once(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     history.line(5)
     other = Repository(Database.open(history.repo.database.storage))
