@@ -15,6 +15,7 @@ from mstore.bases import can_be_base
 from mstore.chunking import piece_size
 from mstore.database import Database
 from mstore.errors import MstoreError
+from mstore.ids import Id
 from mstore.layout import Layout, Tensor
 from mstore.objects import Manifest, SegmentChunks, Snapshot
 from mstore.relatives import Relatives
@@ -52,8 +53,9 @@ class BaseFinder:
     ) -> list[tuple[SegmentChunks, ...]]:
         """For each segment of the file the stored tensors it may come from, the likeliest first.
 
-        They are cut into pieces of as many numbers as the segment will be. What the search for
-        similar tensors cannot read is passed over: it is not needed to store the file.
+        They are cut into pieces of as many numbers as the segment will be. What cannot be read of
+        the versions before, or to search for similar tensors, is passed over: it is not needed to
+        store the file.
         """
         if not any(segment.tensor for segment in layout.segments):
             return [()] * len(layout.segments)
@@ -94,7 +96,7 @@ class BaseFinder:
 
         That is those in the same file there, or else the one in the file next to it by name.
         """
-        new = _nearest(self._new.get(tensor.name, ()), path, tensor, piece)
+        new = _nearest(self._new.get(tensor.name, ()), path, tensor, piece)[:_CANDIDATES]
         at_path = [named[tensor.name] for named in here if tensor.name in named]
         before = [segment for segment in at_path if can_be_base(segment, tensor, piece)]
         if not before and tensor.name:
@@ -107,7 +109,7 @@ class BaseFinder:
         """The tensors of the file at `path` by name, in each version that has it."""
         entries = [snapshot.files.get(path) for snapshot in self._snapshots]
         return [
-            {tensor.name: segment for tensor, segment in self.db.manifest(entry.manifest).tensors()}
+            {tensor.name: segment for tensor, segment in self._tensors(entry.manifest)}
             for entry in entries
             if entry is not None
         ]
@@ -118,9 +120,16 @@ class BaseFinder:
         for snapshot in self._snapshots:
             for path, entry in snapshot.files.items():
                 key = natural_key(path)
-                for tensor, segment in self.db.manifest(entry.manifest).tensors():
+                for tensor, segment in self._tensors(entry.manifest):
                     named.setdefault(tensor.name, []).append(_Named(key, segment))
         return named
+
+    def _tensors(self, manifest: Id) -> list[tuple[Tensor, SegmentChunks]]:
+        """The tensors of a stored file; none when its manifest is damaged."""
+        try:
+            return list(self.db.manifest(manifest).tensors())
+        except MstoreError:
+            return []
 
 
 def natural_key(path: str) -> tuple[str | int, ...]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mstore.bulkindex import Ids, as_ids
 from mstore.codecs.choose import Decoder
 from mstore.database import Database
-from mstore.errors import CorruptDataError, NotFoundError
+from mstore.errors import CorruptDataError, MstoreError, NotFoundError
 from mstore.ids import ID_SIZE, Id, Kind
 from mstore.index import Index
 from mstore.pack import check_raw, decode_record
@@ -203,7 +203,11 @@ class ChunkReader:
         positions = planned.positions
         target = sink.buffer(positions[0], entry.raw) if positions else None
         raw = self._scratch(planned.level, entry.raw) if target is None else target
-        self._decoder().decode(entry.codec, payload, raw, base.raw if base else None)
+        try:
+            self._decoder().decode(entry.codec, payload, raw, base.raw if base else None)
+        except MstoreError as error:
+            name = f"chunk {entry.id.hex()[:12]} in pack {entry.pack} at byte {entry.offset}"
+            raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
         check_raw(entry, checksum, raw)
         for position in positions if target is None else positions[1:]:
             sink.put(position, raw)

@@ -121,6 +121,11 @@ class Session:
         """Bytes of packs handed to the storage so far."""
         return self._chunks.packed + self._metadata.packed
 
+    @property
+    def adds_chunks(self) -> bool:
+        """Whether any chunk was new to the repository."""
+        return bool(self._chunks.claimed or self._chunks.refs)
+
     def claim(self, ids: Sequence[Id]) -> list[bool]:
         """Which of these chunks the caller must encode and append: True for each new one.
 

@@ -1,6 +1,7 @@
 """Recording a version: store the files' chunks, then publish a commit on a branch."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mstore.basefinder import BaseFinder
@@ -8,7 +9,7 @@ from mstore.checks import MetadataValue
 from mstore.chunking import DEFAULT_CHUNK_SIZE
 from mstore.chunkstore import Session, StaleSessionError
 from mstore.database import Database
-from mstore.errors import ConflictError
+from mstore.errors import ConflictError, MstoreError
 from mstore.ids import Id
 from mstore.ingest import FileToStore, Ingest
 from mstore.objects import Commit, FileEntry, Snapshot
@@ -113,7 +114,12 @@ def record(
 
 
 def _finder(db: Database, commits: Iterable[Id]) -> BaseFinder:
-    return BaseFinder(db, [db.snapshot(db.commit(commit).snapshot) for commit in commits])
+    snapshots = []
+    for commit in commits:
+        # Without one that is damaged less is found; the new version does not need it.
+        with suppress(MstoreError):
+            snapshots.append(db.snapshot(db.commit(commit).snapshot))
+    return BaseFinder(db, snapshots)
 
 
 def _record(
@@ -141,6 +147,13 @@ def _record(
     if target.parents and target.tip == target.parents[0]:
         parent = db.commit(target.parents[0])
         if parent.snapshot == snapshot_id and metadata in ({}, parent.metadata):
+            if session.adds_chunks:
+                # The parent lacked them: it is whole again from now on.
+                session.publish(
+                    lambda root: with_rescued(db, root, target.parents),
+                    action=f"restore {target.parents[0].hex()[:12]}",
+                    author=description.author,
+                )
             return Recorded(target.parents[0], False, snapshot, logical, read, 0)
     commit_id = session.add_object(
         Commit(

@@ -1,7 +1,7 @@
 """Recording versions: dedup, what is stored, conflicts, files that change, gc beside it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,20 @@ from mstore import chunkstore
 from mstore.chunkstore import choose_merge
 from mstore.database import Database
 from mstore.errors import ConflictError, InvalidInputError, StorageError
-from mstore.ids import Id
+from mstore.ids import Id, Kind
 from mstore.index import IndexRef
 from mstore.ingest import FileToStore
 from mstore.layout import opaque
 from mstore.ops import gc
 from mstore.ops.commit import Content, Description, Recorded, Target, record
+from mstore.ops.reindex import reindex
+from mstore.ops.verify import verify
+from mstore.pack import pack_key
 from mstore.repository import Repository
 from mstore.sources import BufferSource, Source
 from mstore.storage.memory import MemoryStorage
+
+Arrays = Callable[..., dict[str, np.ndarray]]
 
 
 def file_of(path: str, data: bytes) -> FileToStore:
@@ -64,6 +69,38 @@ def test_nothing_to_commit(db: Database) -> None:
     again = commit(db, {"a": b"one"}, first.id)
     assert (again.created, again.id, again.stored) == (False, first.id, 0)
     assert db.log.numbers() == [1, 2]
+
+
+def test_committing_again_restores_what_was_lost(db: Database) -> None:
+    data = noise(100_000)
+    first = commit(db, {"a": data})
+    (pack,) = {entry.pack for entry in db.chunk_indexes()[0]}
+    db.storage.delete(pack_key(pack))
+    reindex(db, author="Ada")
+    assert not verify(db, quick=False).ok
+    again = commit(db, {"a": data}, first.id)
+    assert (again.id, again.created) == (first.id, False)
+    assert verify(db, quick=False).ok
+    last = db.root.number
+    commit(db, {"a": data}, first.id)
+    assert db.refresh().number == last
+
+
+@pytest.mark.parametrize("kind", [Kind.MANIFEST, Kind.SNAPSHOT])
+def test_a_damaged_version_before_hinders_nothing(
+    repo: Repository, arrays: Arrays, kind: Kind
+) -> None:
+    """Only what its tensors are coded against is looked for there."""
+    first = repo.commit(arrays(), "first")
+    db = repo.database
+    (row,) = (entry for entry in db.metadata_indexes()[0] if entry.kind == kind)
+    stored = bytearray(db.storage.get(key := pack_key(row.pack)))
+    stored[row.offset + row.record_size - 1] ^= 1
+    db.storage.delete(key)
+    db.storage.put(key, [stored])
+    again = Repository(Database.open(db.storage))
+    second = again.commit(wanted := arrays(seed=1), "second", parent=first.id)
+    assert all(second.load()[name].tobytes() == wanted[name].tobytes() for name in wanted)
 
 
 def test_new_metadata_is_something_to_commit(db: Database) -> None:
