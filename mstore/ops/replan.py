@@ -195,8 +195,7 @@ class Replanner:
         segments: list[tuple[str, SegmentChunks]] = []
         for path, file in snapshot.files.items():
             segments += ((path, one) for one in self._db.manifest(file.manifest).segments)
-        # What is wider tells more of what is narrower than the other way about.
-        segments.sort(key=lambda item: -item[1].tensor.dtype.word if item[1].tensor else 0)
+        segments.sort(key=lambda item: self._precedence(item[1]))
         for path, segment in segments:
             rows = self._table.find(as_ids(segment.ids))
             if (rows < 0).any():
@@ -216,6 +215,22 @@ class Replanner:
                 and can_be_base(other, segment.tensor, segment.piece)
             ]
             self._add_tensor(path, segment.tensor, segment, rows, starts)
+
+    def _precedence(self, segment: SegmentChunks) -> tuple[int, bool]:
+        """What to sort the segments of a version by.
+
+        What is wider tells more of what is narrower than the other way about: so it comes first.
+        But what was widened again comes after the narrower one that it is coded against now, which
+        tells all of it.
+        """
+        if segment.tensor is None:
+            return 0, False
+        word = segment.tensor.dtype.word
+        rows = self._table.find(as_ids(segment.ids))
+        bases = self._table.base[rows[rows >= 0]]
+        dtypes = np.unique(self._table.rows["dtype"][bases[bases != NO_ROW]]).tolist()
+        narrowest = min((BY_CODE[code].word for code in dtypes if code in BY_CODE), default=word)
+        return -min(word, narrowest), narrowest < word
 
     def _add_opaque(self, rows: Numbers) -> None:
         for row in rows[self.plan.depth[rows] == UNPLANNED].tolist():

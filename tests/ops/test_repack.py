@@ -1,5 +1,6 @@
 """Repacking: what becomes smaller or shallower, that nothing else changes, and being interrupted."""
 
+from pathlib import Path
 from threading import Event, Thread
 
 import numpy as np
@@ -218,6 +219,23 @@ def test_relatives_of_other_names_keep_their_base(repo: Repository) -> None:
     assert depths(repo.model("one"), "main") == depths(repo.model("two"), "main") == {2}
     assert depths(repo.model("origin"), "main") == {1}
     assert repo.verify().ok
+
+
+def test_what_was_widened_again_keeps_the_narrower_one_as_its_base(
+    repo: Repository, tmp_path: Path
+) -> None:
+    """The original, of its own type and planned first, is further away."""
+    first = weights(rows=2000)["a"]
+    half = first.astype(np.float16)
+    # By its name the wide copy comes before the narrower one.
+    files = {"a.npz": first, "half.npz": half, "b-upcast.npz": half.astype(np.float32)}
+    for name, array in files.items():
+        np.savez(tmp_path / name, w=array)
+        repo.commit(tmp_path)
+    before = size(repo)
+    repo.repack()
+    assert size(repo) <= before
+    assert repo["main"].files["b-upcast.npz"].tensors["w"].depth == 2
 
 
 def test_small_packs_are_merged(history: History) -> None:
