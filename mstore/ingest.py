@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import compress
 
 import xxhash
 
@@ -88,6 +89,9 @@ class _Piece:
 
 _Batch = list[_Piece | _File]
 """Pieces in order; a `_File` stands behind the last piece of that file."""
+
+_NewPiece = tuple[Id, memoryview, _Piece]
+"""A piece to be encoded, with its id and its bytes."""
 
 _Stored = list[tuple[Id, Record | None]]
 
@@ -213,11 +217,17 @@ class Ingest:
             used += piece.length
         ids = [identify(Kind.CHUNK, view) for view in views]
         wanted = self.session.claim(ids)
-        new = [piece for piece, is_new in zip(pieces, wanted, strict=True) if is_new]
-        bases = self._reader.read(list(dict.fromkeys(base for one in new for base in one.bases)))
+        new = list(compress(zip(ids, views, pieces, strict=True), wanted))
+        records: list[Record] = []
+        for some in _by_bases(new):
+            against = dict.fromkeys(base for *_, piece in some for base in piece.bases)
+            bases = self._reader.read(list(against))
+            # What was read holds until the next portion is read.
+            records += (self._encode(*one, bases) for one in some)
+        found = iter(records)
         return [
-            (identifier, self._encode(identifier, view, piece, bases) if is_new else None)
-            for identifier, view, piece, is_new in zip(ids, views, pieces, wanted, strict=True)
+            (identifier, next(found) if is_new else None)
+            for identifier, is_new in zip(ids, wanted, strict=True)
         ]
 
     def _encode(
@@ -276,6 +286,21 @@ class Ingest:
         if scratch is None or len(scratch) < length:
             scratch = self._local.scratch = bytearray(max(length, _BATCH_BYTES))
         return memoryview(scratch)[:length]
+
+
+def _by_bases(pieces: Sequence[_NewPiece]) -> Iterator[list[_NewPiece]]:
+    """Portions whose bases take no more memory than a batch does, but for the bases of these."""
+    portion: list[_NewPiece] = []
+    size = 0
+    for one in pieces:
+        more = one[2].length * len(one[2].bases)
+        if portion and size + more > _BATCH_BYTES:
+            yield portion
+            portion, size = [], 0
+        portion.append(one)
+        size += more
+    if portion:
+        yield portion
 
 
 def _fixed_pieces(

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mstore
+from mstore import ingest
 from mstore.basefinder import natural_key
-from mstore.bases import MAX_DEPTH
+from mstore.bases import MAX_DEPTH, BaseReader
 
 SHAPE = (1100, 512)
 """More than two megabytes of float32: a copy in half of that is still worth waiting for."""
@@ -115,6 +116,21 @@ class TestWithinOneCommit:
         copies = {"a.npz": {"w": newest}, "h.npz": {"w": newest.astype(np.float16)}}
         snapshot = self.commit(repo, tmp_path / "model", copies)
         assert stored(snapshot, "w", "h.npz") < 0.01 * newest.nbytes
+
+    def test_few_bases_are_held_at_once(self, repo, tmp_path, monkeypatch):
+        """Where there are several to choose from, they are read for fewer chunks at a time."""
+        monkeypatch.setattr(ingest, "_BATCH_BYTES", 1 << 20)
+        read, counts = BaseReader.read, []
+        monkeypatch.setattr(
+            BaseReader, "read", lambda *words: counts.append(len(words[1])) or read(*words)
+        )
+        for step in range(2):
+            now = trained(weights(), step)
+            files = {"a.npz": {"w": now}, "h.npz": {"w": now.astype(np.float16)}}
+            snapshot = self.commit(repo, tmp_path / "model", files)
+        assert stored(snapshot, "w", "h.npz") < 0.01 * now.nbytes
+        # Chunks of half a mebibyte with two bases each: two for one, and not four for two.
+        assert max(counts) == 2
 
     def test_small_tensors_wait_for_nothing(self, repo, tmp_path):
         files = {f"{n}.npz": {"w": trained(weights(shape=(8, 8)), n)} for n in range(5)}
