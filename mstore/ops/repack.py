@@ -35,6 +35,9 @@ _SAMPLE = 64
 _SPARSE = 16
 _MIN_LIVE = 0.9
 
+_MOST_GROWTH = 0.05
+"""The part by which a repository may grow so that its newest version is read sooner."""
+
 Progress = Callable[[int], None]
 Depths = Mapping[Id, int]
 
@@ -247,7 +250,9 @@ class _Repack:
 
 
 def _is_fair(plan: Plan) -> bool:
-    """Whether all grows by no more than the newest version does for being less deep."""
+    """Whether all grows by little, and by no more than the newest version does for less depth."""
     planned = plan.planned
-    slack = (1 - WORTH) * int(plan.table.size[planned].sum())
-    return plan.growth(planned) <= max(0, plan.growth(plan.newest)) + slack
+    size = int(plan.table.size[planned].sum())
+    growth = plan.growth(planned)
+    slack = (1 - WORTH) * size
+    return growth <= max(0, plan.growth(plan.newest)) + slack and growth <= _MOST_GROWTH * size

@@ -14,7 +14,17 @@ from pathlib import Path
 from measure import DEFAULT_MODEL, machine
 
 HERE = Path(__file__).parent
-NAMES = ("size", "memory_speed", "codecs", "processes", "start", "chunks", "memory", "depth", "bases")
+NAMES = (
+    "size",
+    "memory_speed",
+    "codecs",
+    "processes",
+    "start",
+    "chunks",
+    "memory",
+    "depth",
+    "bases",
+)
 
 
 def main() -> int:
