@@ -38,7 +38,7 @@ each makes durable is its own choice. Every version that a peer gave back was co
 original byte for byte."""
 
 COMMANDS = """\
-```
+```sh
 make bench-families                                                 # all of this page, anew
 make bench-families BENCH='--families f32,bf16 --peers mstore,xor'  # only to look at
 make bench-families BENCH='--parts together'                        # all families in one repository
