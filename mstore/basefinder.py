@@ -148,6 +148,8 @@ def _nearest(named: Sequence[_Named], path: str, tensor: Tensor, piece: int) -> 
     none: checkpoints of one training lie in files next to each other. The type of `tensor` itself
     comes first.
     """
+    if not named:
+        return []
     key = natural_key(path)
     chosen: dict[str, _Named] = {}
     for one in sorted(named, key=lambda one: one.key):
