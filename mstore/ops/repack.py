@@ -137,7 +137,7 @@ class _Repack:
         worth = gained > (1 - WORTH) * int(size.sum()) or shallower
         replans = bool(plan.changed.any() and worth and _is_fair(plan))
         idle = sum(len(shelf.rewrite) for shelf in self._copies(np.zeros(len(planned), np.bool_)))
-        return self._report(
+        report = self._report(
             *(depths if replans else (depths[0], depths[0])),
             after=self.before - (gained if replans else 0),
             estimated=True,
@@ -146,6 +146,11 @@ class _Repack:
             recoded=plan.recoded * every if replans else 0,
             packs=idle,
         )
+        if report.newest is None:
+            return report
+        # How deep it is now need not be judged by a sample.
+        now = self._depths(self.table, self.table.depth)[report.newest]
+        return replace(report, depth_before=now, depth_after=report.depth_after if replans else now)
 
     def run(self, author: str, estimate: RepackReport) -> RepackReport:
         """Do it, and report what came of it."""
