@@ -32,6 +32,8 @@ MAX_TIME = 253_402_300_799_999_999
 MAX_ZONE = 24 * 60
 """Minutes east of UTC, or west of it, that an author's clock may be."""
 
+_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
+
 
 @dataclass(frozen=True)
 class SegmentChunks:
@@ -218,6 +220,9 @@ def unpack(raw: bytes) -> Any:
 
 
 def _sorted(value: object) -> object:
+    if type(value) in _PLAIN:
+        # Nearly all there is; to ask whether it is a mapping would take most of the time.
+        return value
     if isinstance(value, Mapping):
         return {key: _sorted(value[key]) for key in sorted(value)}
     if isinstance(value, list):
