@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mstore.errors import CorruptDataError, NotFoundError
 from mstore.ids import ID_SIZE, Buffer
-from mstore.index import ROW_SIZE, Index, assemble
+from mstore.index import MAX_OFFSET, ROW_SIZE, Index, assemble
 
 Ids = NDArray[np.uint8]
 Rows = NDArray[np.int64]
@@ -266,10 +266,11 @@ def _same(keys: NDArray[np.uint64], rows: NDArray[np.void]) -> NDArray[np.bool_]
 def _points_nowhere(index: Index, rows: NDArray[np.void]) -> NDArray[np.bool_]:
     """Which of these rows of `index` name a pack or a base that is not in its tables; shape (n,).
 
-    So do those with a base but no depth, or the other way about.
+    So do those with a base but no depth or the other way about, or an offset no pack can have.
     """
     nowhere: NDArray[np.bool_] = rows["pack"] >= len(index.packs)
     nowhere |= rows["base"] > len(index.bases) // ID_SIZE
+    nowhere |= rows["offset"] > MAX_OFFSET
     nowhere |= (rows["base"] > 0) != (rows["depth"] > 0)
     return nowhere
 

@@ -30,6 +30,9 @@ _PACK_NAME_SIZE = 40
 ROW = struct.Struct("<24sQIIIIfBBBB")
 ROW_SIZE = ROW.size
 
+MAX_OFFSET = 1 << 62
+"""Where a record begins at most; sizes can be added to it in signed numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class IndexRef:
@@ -129,7 +132,7 @@ class Index:
         fields = ROW.unpack_from(self.rows, row * ROW_SIZE)
         tail, offset, pack, stored, raw, base, energy, codec, kind, dtype, depth = fields
         beyond = pack >= len(self.packs) or base * ID_SIZE > len(self.bases)
-        if beyond or bool(base) != bool(depth):
+        if beyond or bool(base) != bool(depth) or offset > MAX_OFFSET:
             raise CorruptDataError(f"index {self.name}: row {row} is damaged")
         return Entry(
             self.keys[row].to_bytes(8, "big") + tail,

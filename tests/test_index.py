@@ -22,7 +22,7 @@ from mstore.bulkindex import (
 )
 from mstore.errors import CorruptDataError, NotFoundError, UnsupportedVersionError
 from mstore.ids import Kind
-from mstore.index import HEADER_SIZE, Index, encode_entries, find_entry
+from mstore.index import HEADER_SIZE, MAX_OFFSET, Index, encode_entries, find_entry
 from mstore.pack import Entry
 
 PACKS = ["d" + "0" * 32, "d" + "1" * 32, "m" + "2" * 32]
@@ -246,3 +246,14 @@ def test_a_row_is_64_bytes() -> None:
     )
     assert two - one == 64
     assert one == HEADER_SIZE + 40 + 64
+
+
+def test_an_offset_that_no_pack_can_have_is_damage() -> None:
+    """Reading on would end in a negative place, and an error that names no index."""
+    identifier = bytes(32)
+    entry = Entry(identifier, 1, "d" + "0" * 32, MAX_OFFSET + 1, 10, 10, 0)
+    index = Index("x", memoryview(b"".join(encode_entries([entry]))))
+    with pytest.raises(CorruptDataError, match="index x"):
+        index.find(identifier)
+    with pytest.raises(CorruptDataError, match="index x"):
+        locate([index], as_ids(identifier))

@@ -48,6 +48,7 @@ def read_index(data, listed):
     for number in range(count):
         row = struct.unpack_from("<24sQIIIIfBBBB", data, keys + 8 * count + 56 * number)
         at, depth = tables + 32 * (row[5] - 1), row[10]
+        require(row[1] <= 1 << 62, "offset")
         require(row[2] < packs and row[5] <= bases and (row[5] > 0) == (depth > 0), "row")
         base = data[at : at + 32] if row[5] else b""
         identifier = data[keys + 8 * number : keys + 8 * number + 8][::-1] + row[0]
