@@ -3,7 +3,6 @@
 Which stored tensor that is, `basefinder` knows.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from mstore.ids import Id
 from mstore.index import Index
 from mstore.layout import Tensor
 from mstore.objects import SegmentChunks
+from mstore.threads import Memory, PerThread
 
 MAX_DEPTH = 3
 """Records that are decoded before any chunk this version writes, at most."""
@@ -60,7 +60,7 @@ class BaseReader:
         self._db = db
         self._indexes = indexes or db.chunk_indexes
         self._reader = ChunkReader(db, 1, self._indexes)
-        self._local = threading.local()
+        self._memory = PerThread(Memory)
 
     def read(self, ids: Sequence[Id]) -> dict[Id, list[tuple[Id, Base]]]:
         """For each of these chunks: it, its base, the base of that, and so on, as bases.
@@ -79,7 +79,7 @@ class BaseReader:
         # One of them is damaged: the memory of the others is their own then.
         found: dict[Id, list[tuple[Id, Base]]] = {}
         for identifier in ids:
-            self._local.memory = None
+            self._memory.forget()
             found.update(self.read([identifier]))
         return found
 
@@ -93,7 +93,7 @@ class BaseReader:
         rows = np.fromiter(place.values(), np.int64, len(place))
         lengths = closure.rows["raw"][rows].astype(np.int64)
         starts = np.cumsum(lengths) - lengths
-        memory = self._memory(int(lengths.sum()))
+        memory = self._memory.get().take(int(lengths.sum()))
         self._reader.read(Wanted(closure.ids[rows], starts, lengths), MemorySink(memory))
         bases = {
             identifier: (identifier, _base(closure, row, memory[start : start + length]))
@@ -105,12 +105,6 @@ class BaseReader:
             identifier: [bases[closure.ids[row].tobytes()] for row in chain]
             for identifier, chain in zip(ids, chains, strict=True)
         }
-
-    def _memory(self, length: int) -> memoryview:
-        memory: bytearray | None = getattr(self._local, "memory", None)
-        if memory is None or len(memory) < length:
-            memory = self._local.memory = bytearray(length)
-        return memoryview(memory)[:length]
 
 
 def _chain(closure: Closure, row: int) -> list[int]:

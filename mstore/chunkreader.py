@@ -5,7 +5,6 @@ Every chunk's checksum is compared before its bytes are handed on, so damage or 
 can never give wrong weights.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import deque
@@ -26,7 +25,7 @@ from mstore.ids import ID_SIZE, Id, Kind
 from mstore.index import Index
 from mstore.pack import check_raw, decode_record
 from mstore.readplan import ChunkPlan, plan_chunks
-from mstore.threads import default_threads
+from mstore.threads import Memory, PerThread, default_threads
 
 Progress = Callable[[int], None]
 """Told how many more bytes are done; called from one thread."""
@@ -109,7 +108,8 @@ class ChunkReader:
         self.db = db
         self.threads = threads or default_threads()
         self._indexes = indexes or db.chunk_indexes
-        self._local = threading.local()
+        self._decoder = PerThread(Decoder)
+        self._levels: PerThread[list[Memory]] = PerThread(list)
 
     def read(self, wanted: Wanted, sink: Sink, progress: Progress | None = None) -> None:
         """Give every wanted chunk to `sink`, in pack order but for bases, which come first.
@@ -204,7 +204,7 @@ class ChunkReader:
         target = sink.buffer(positions[0], entry.raw) if positions else None
         raw = self._scratch(planned.level, entry.raw) if target is None else target
         try:
-            self._decoder().decode(entry.codec, payload, raw, base.raw if base else None)
+            self._decoder.get().decode(entry.codec, payload, raw, base.raw if base else None)
         except MstoreError as error:
             name = f"chunk {entry.id.hex()[:12]} in pack {entry.pack} at byte {entry.offset}"
             raise type(error)(f"{name}: {error.message}", hint=error.hint) from error
@@ -213,21 +213,11 @@ class ChunkReader:
             sink.put(position, raw)
         return raw
 
-    def _decoder(self) -> Decoder:
-        decoder: Decoder | None = getattr(self._local, "decoder", None)
-        if decoder is None:
-            decoder = self._local.decoder = Decoder()
-        return decoder
-
     def _scratch(self, level: int, length: int) -> memoryview:
         """Memory for a chunk that stands behind `level` bases, which have memory of their own."""
-        held: list[bytearray] | None = getattr(self._local, "scratch", None)
-        if held is None:
-            held = self._local.scratch = []
-        held.extend(bytearray() for _ in range(level + 1 - len(held)))
-        if len(held[level]) < length:
-            held[level] = bytearray(max(length, 1 << 20))
-        return memoryview(held[level])[:length]
+        levels = self._levels.get()
+        levels.extend(Memory(1 << 20) for _ in range(level + 1 - len(levels)))
+        return levels[level].take(length)
 
     @staticmethod
     def _report(progress: Progress | None, done: int) -> None:

@@ -4,7 +4,6 @@ One pass over the bytes, in order: read, hash, look up, encode, check. Threads d
 megabytes at a time; one thread appends the results to the pack in the order of the files.
 """
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +25,7 @@ from mstore.layout import Layout, Segment
 from mstore.objects import Manifest, SegmentChunks
 from mstore.pack import Record
 from mstore.sources import BufferSource, Source
-from mstore.threads import default_threads
+from mstore.threads import Memory, PerThread, default_threads
 
 _BATCH_BYTES = 4 << 20
 _BATCH_PIECES = 64
@@ -118,7 +117,8 @@ class Ingest:
         self._open: set[Source] = set()
         self._names: set[str] = set()
         self._finished: list[tuple[str, Manifest]] = []
-        self._local = threading.local()
+        self._memory = PerThread(lambda: Memory(_BATCH_BYTES))
+        self._encoder = PerThread(Encoder)
 
     def store(self, files: Iterable[FileToStore]) -> Iterator[tuple[FileToStore, Manifest]]:
         """Store each file's chunks; yields the files with their manifests, in order.
@@ -209,7 +209,7 @@ class Ingest:
     def _store_batch(self, batch: _Batch) -> _Stored:
         """Runs in a worker thread."""
         pieces = [item for item in batch if isinstance(item, _Piece)]
-        scratch = self._scratch(sum(piece.length for piece in pieces))
+        scratch = self._memory.get().take(sum(piece.length for piece in pieces))
         views, used = [], 0
         for piece in pieces:
             room = scratch[used : used + piece.length]
@@ -237,14 +237,11 @@ class Ingest:
         piece: _Piece,
         bases: Mapping[Id, list[tuple[Id, Base]]],
     ) -> Record:
-        encoder: Encoder | None = getattr(self._local, "encoder", None)
-        if encoder is None:
-            encoder = self._local.encoder = Encoder()
         dtype = piece.dtype
         # Those of one candidate may be among those of another.
         chains = (link for candidate in piece.bases for link in bases[candidate])
         offered = list({base: (base, content) for base, content in chains}.values())
-        encoded = encoder.encode(raw, dtype, [base for _, base in offered])
+        encoded = self._encoder.get().encode(raw, dtype, [base for _, base in offered])
         chosen = None if encoded.base is None else offered[encoded.base]
         return Record(
             identifier,
@@ -280,12 +277,6 @@ class Ingest:
             item.target.lengths.append(item.length)
             if self.progress is not None:
                 self.progress(item.length)
-
-    def _scratch(self, length: int) -> memoryview:
-        scratch: bytearray | None = getattr(self._local, "scratch", None)
-        if scratch is None or len(scratch) < length:
-            scratch = self._local.scratch = bytearray(max(length, _BATCH_BYTES))
-        return memoryview(scratch)[:length]
 
 
 def _by_bases(pieces: Sequence[_NewPiece]) -> Iterator[list[_NewPiece]]:

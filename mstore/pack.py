@@ -28,9 +28,6 @@ _RECORD = struct.Struct("<4sBBBBIIQ32sfI")
 RECORD_HEADER_SIZE = _RECORD.size
 _CHECKED = RECORD_HEADER_SIZE - 4
 
-MAX_RAW_SIZE = (1 << 32) - 1
-"""Largest raw or stored size of one record, in bytes."""
-
 
 class Entry(NamedTuple):
     """Where one record lies and what is needed to read it; what an index holds of it.

@@ -6,7 +6,6 @@ into pieces of two sizes, are read whole, a piece at a time.
 """
 
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ from mstore.database import Database
 from mstore.dtypes import DType
 from mstore.ops.compare import Numbers, Sums, compare, sums_of_same
 from mstore.ops.sides import Place, Side, Span, StoredSide
-from mstore.threads import default_threads
+from mstore.threads import Memory, PerThread, default_threads
 
 _GROUP_BYTES = 8 << 20
 """What one thread reads at once, of both sides together; at least one chunk of each."""
@@ -124,14 +123,14 @@ class _Worker:
         self._before = before
         self._after = after
         self._pairs = pairs
-        self._local = threading.local()
+        self._memory = PerThread(lambda: Memory(_GROUP_BYTES))
 
     def work(self, group: list[_Block]) -> list[Sums]:
         """The sums of each block."""
         old_parts = [block.before for block in group]
         new_parts = [block.after for block in group if block.after is not None]
         middle = sum(part.span.length for part in old_parts)
-        scratch = self._scratch(middle + sum(part.span.length for part in new_parts))
+        scratch = self._memory.get().take(middle + sum(part.span.length for part in new_parts))
         old_spans, new_spans = ([part.span for part in parts] for parts in (old_parts, new_parts))
         if type(self._before) is type(self._after) is StoredSide:
             # Read together, a chunk that the other is coded against is decoded once.
@@ -149,12 +148,6 @@ class _Worker:
 
     def _dtype(self, block: _Block, side: int) -> DType:
         return self._pairs[block.number][side].tensor.dtype
-
-    def _scratch(self, length: int) -> memoryview:
-        scratch: bytearray | None = getattr(self._local, "scratch", None)
-        if scratch is None or len(scratch) < length:
-            scratch = self._local.scratch = bytearray(max(length, _GROUP_BYTES))
-        return memoryview(scratch)[:length]
 
 
 def _views(parts: Iterable[_Part], read: memoryview) -> Iterator[memoryview]:

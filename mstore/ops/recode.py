@@ -1,6 +1,5 @@
 """Coding stored chunks anew, against other bases or with more effort, where that pays."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from mstore.dtypes import BY_CODE
 from mstore.ids import Id, Kind
 from mstore.ops.table import Table
 from mstore.pack import Entry, Record, record_size
+from mstore.threads import Memory, PerThread
 
 WORTH = 0.99
 """A new encoding is taken if it is at most this part of the one there is."""
@@ -51,7 +51,8 @@ class Recoder:
         self._table = table
         self._deep = deep
         self._reader = ChunkReader(db, threads=1)
-        self._local = threading.local()
+        self._memory = PerThread(Memory)
+        self._encoder = PerThread(Encoder.deep if deep else Encoder)
 
     def needs_reading(self, task: Task) -> bool:
         """Whether there is anything to decide: not of a chunk without bases that never had one."""
@@ -80,7 +81,7 @@ class Recoder:
         stays = self._as_it_is(row, offered[present] if present is not None else None)
         if may_stay and not self._promises(entry, raw, bases, present):
             return stays
-        encoded = self._encoder().encode(raw, BY_CODE.get(entry.dtype), bases)
+        encoded = self._encoder.get().encode(raw, BY_CODE.get(entry.dtype), bases)
         base, depth = (NO_ROW, 0) if encoded.base is None else offered[encoded.base]
         depth += base != NO_ROW
         size = record_size(encoded.stored, depth)
@@ -114,38 +115,26 @@ class Recoder:
         dtype = BY_CODE.get(entry.dtype)
         if dtype is None or not bases:
             return False
-        number, share = self._encoder().choose_base(raw, dtype, bases)
+        number, share = self._encoder.get().choose_base(raw, dtype, bases)
         if number is None:
             return False
         if present is None:
             return share < WORTH * entry.stored / entry.raw
         # Both are estimates, which are wrong in the same way.
-        _, now = self._encoder().choose_base(raw, dtype, [bases[present]])
+        _, now = self._encoder.get().choose_base(raw, dtype, [bases[present]])
         return number != present and share < WORTH * now
 
     def _read(self, entries: dict[int, Entry]) -> dict[int, memoryview]:
         """The raw bytes by row, in memory that this thread uses again for the next tasks."""
         lengths = np.array([entry.raw for entry in entries.values()], np.int64)
         starts = np.cumsum(lengths) - lengths
-        memory = self._memory(int(lengths.sum()))
+        memory = self._memory.get().take(int(lengths.sum()))
         ids: list[Id] = [entry.id for entry in entries.values()]
         self._reader.read(Wanted(as_ids(b"".join(ids)), starts, lengths), MemorySink(memory))
         return {
             row: memory[start : start + entry.raw]
             for (row, entry), start in zip(entries.items(), starts.tolist(), strict=True)
         }
-
-    def _memory(self, length: int) -> memoryview:
-        memory: bytearray | None = getattr(self._local, "memory", None)
-        if memory is None or len(memory) < length:
-            memory = self._local.memory = bytearray(length)
-        return memoryview(memory)[:length]
-
-    def _encoder(self) -> Encoder:
-        encoder: Encoder | None = getattr(self._local, "encoder", None)
-        if encoder is None:
-            encoder = self._local.encoder = Encoder.deep() if self._deep else Encoder()
-        return encoder
 
 
 def _rows(task: Task) -> tuple[int, ...]:

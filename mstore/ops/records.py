@@ -1,6 +1,5 @@
 """Checking every record that some indexes name: its place, and by wish every byte of it."""
 
-import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +14,7 @@ from mstore.codecs import general
 from mstore.codecs.choose import Decoder
 from mstore.errors import CorruptDataError, MstoreError
 from mstore.ids import ID_SIZE, Kind, identify
-from mstore.index import Index
+from mstore.index import MAX_OFFSET, Index
 from mstore.ops.rows import Rows
 from mstore.pack import (
     PACK_HEADER_SIZE,
@@ -29,11 +28,10 @@ from mstore.pack import (
 )
 from mstore.readplan import Walk, record_sizes
 from mstore.storage.base import Storage
-from mstore.threads import default_threads
+from mstore.threads import PerThread, default_threads
 
 NOT_ITS_ID = "has other content than its id stands for"
 
-_FAR = 1 << 62
 _KINDS = frozenset(int(kind) for kind in Kind)
 
 
@@ -68,7 +66,7 @@ class Records:
         self.fault = np.zeros(len(self.rows), np.int32)
         self.faults: list[Fault] = []
         self.others: list[Fault] = []
-        self._local = threading.local()
+        self._decoder = PerThread(Decoder)
 
     def check_places(self) -> None:
         """See that every record lies inside a pack that is there."""
@@ -82,7 +80,7 @@ class Records:
                 place = (f"index {index.name}", f"indexes/{index.name}")
                 fault[malformed] = self._number(Fault(*place, "has rows that point nowhere"))
             sizes = np.array([self.packs.get(pack_key(name), -1) for name in index.packs], np.int64)
-            ends = np.minimum(table["offset"], _FAR).astype(np.int64) + record_sizes(table)
+            ends = np.minimum(table["offset"], MAX_OFFSET).astype(np.int64) + record_sizes(table)
             inside = np.flatnonzero(~malformed)
             numbers = table["pack"][inside]
             outside = ends[inside] > sizes[numbers] if len(sizes) else np.zeros(0, np.bool_)
@@ -212,17 +210,11 @@ class Records:
             raw = memoryview(general.decode(entry.codec, found.payload, entry.raw))
         else:
             raw = memoryview(bytearray(entry.raw))
-            self._decoder().decode(entry.codec, found.payload, raw, base)
+            self._decoder.get().decode(entry.codec, found.payload, raw, base)
         check_raw(entry, found.checksum, raw)
         if identify(Kind(entry.kind), raw) != entry.id:
             raise CorruptDataError(NOT_ITS_ID)
         return raw
-
-    def _decoder(self) -> Decoder:
-        decoder: Decoder | None = getattr(self._local, "decoder", None)
-        if decoder is None:
-            decoder = self._local.decoder = Decoder()
-        return decoder
 
 
 def fault_of(entry: Entry, error: MstoreError) -> Fault:
