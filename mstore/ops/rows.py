@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstore.bulkindex import NO_ROW, Ids, as_ids, columns, search
-from mstore.index import Index
+from mstore.index import MAX_OFFSET, Index
 from mstore.pack import Entry
 from mstore.readplan import record_sizes
 
@@ -60,7 +60,7 @@ class Rows:
             numbers = [names.setdefault(name, len(names)) for name in index.packs]
             known = np.array([*numbers, NO_ROW], np.int64)
             packs.append(known[np.minimum(table["pack"], len(numbers))])
-            offsets.append(table["offset"])
+            offsets.append(np.minimum(table["offset"], MAX_OFFSET).astype(np.int64))
         return list(names), _joined(packs), _joined(offsets)
 
     def find(self, ids: Ids) -> NDArray[np.int64]:

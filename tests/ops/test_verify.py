@@ -17,7 +17,7 @@ from mstore.database import Database
 from mstore.dtypes import BY_NAME
 from mstore.errors import CorruptDataError, MstoreError, StorageError
 from mstore.ids import Kind, identify
-from mstore.index import assemble
+from mstore.index import ROW_SIZE, Index, assemble
 from mstore.ingest import FileToStore
 from mstore.layout import Tensor, cover
 from mstore.objects import Commit, FileEntry, Manifest, SegmentChunks, Snapshot
@@ -821,3 +821,16 @@ def test_many_threads_find_the_same(whole):
     reports = [verify(Database.open(broken), quick=False, threads=n) for n in (1, 4)]
     assert reports[0] == reports[1]
     assert len(reports[0].damages) >= len(broken.names("packs/"))
+
+
+def test_an_offset_out_of_this_world_is_found(whole):
+    """The highest bit of an offset, which makes it greater than any signed number."""
+    storage, expected = whole
+    for key in storage.names("indexes/"):
+        index = Index(key, memoryview(storage.get(key)))
+        start = len(storage.get(key)) - len(index.bases) - len(index.rows)
+        for row in range(index.count):
+            broken = storage.copy()
+            broken.flip(key, start + row * ROW_SIZE + 31, 1 << 7)
+            report = run_all(broken, expected)
+            assert report is None or not report.ok or is_harmless(storage, key, start)
