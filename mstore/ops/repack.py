@@ -135,7 +135,7 @@ class _Repack:
         )
         shallower = any(depths[1][line[0]] < depths[0][line[0]] for line in self.lines[:1])
         worth = gained > (1 - WORTH) * int(size.sum()) or shallower
-        replans = bool(plan.changed.any() and worth and _is_fair(plan))
+        replans = bool(plan.changed.any() and worth and is_fair(plan))
         idle = sum(len(shelf.rewrite) for shelf in self._copies(np.zeros(len(planned), np.bool_)))
         report = self._report(
             *(depths if replans else (depths[0], depths[0])),
@@ -159,7 +159,7 @@ class _Repack:
         with Session(self.db) as session:
             if estimate.replans:
                 plan = self._plan(lambda outcome: self._store(session, outcome), 1)
-                if not _is_fair(plan):
+                if not is_fair(plan):
                     # What the sample did not show. What has been stored is left to gc.
                     return replace(estimate, worthwhile=False, replans=False, after=self.before)
                 recoded, changed = plan.recoded, plan.changed
@@ -254,7 +254,7 @@ class _Repack:
         )
 
 
-def _is_fair(plan: Plan) -> bool:
+def is_fair(plan: Plan) -> bool:
     """Whether all grows by little, and by no more than the newest version does for less depth."""
     planned = plan.planned
     size = int(plan.table.size[planned].sum())

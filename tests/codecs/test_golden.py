@@ -18,6 +18,7 @@ NAMES = [
     "delta-c64",
     "delta-f16-from-f32",
     "delta-f16-from-f64",
+    "delta-f32-by-magnitude",
     "delta-f32-dense",
     "delta-f32-equal",
     "delta-f32-from-big-endian-bf16",
@@ -52,6 +53,11 @@ def test_a_stored_payload_decodes_to_what_it_always_did(name: str) -> None:
         content["codec"], memoryview(bytes.fromhex(content["payload"])), memoryview(out), base
     )
     assert out == raw
+
+
+def test_each_order_of_differences_is_among_them() -> None:
+    stored = [json.loads(path.read_text()) for path in GOLDEN.glob("delta-*.json")]
+    assert {bytes.fromhex(one["payload"])[2] for one in stored} == {0, 1, 2}
 
 
 def test_no_stored_payload_is_missing_or_unknown() -> None:

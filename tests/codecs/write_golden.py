@@ -85,6 +85,15 @@ def deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
     }  # fmt: skip
 
 
+def deep_deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
+    """As `deltas`, for an encoder that tries everything."""
+    random = np.random.default_rng(4)
+    # All of one exponent, and the smallest have moved: only their magnitudes tell which.
+    old = random.uniform(1, 2, 600).astype("<f4")
+    new = np.where(old < np.sort(old)[60], np.nextafter(old, np.float32(3)), old)
+    return {"delta-f32-by-magnitude": ("f32", new.astype("<f4").tobytes(), "f32", old.tobytes())}
+
+
 def delta_payload(codec: DeltaCodec, dtype: str, raw: bytes, base_dtype: str, base: bytes) -> bytes:
     """What `codec` makes of `raw` given `base`."""
     parts = codec.encode(memoryview(raw), BY_NAME[dtype], memoryview(base), BY_NAME[base_dtype])
@@ -109,10 +118,12 @@ def main() -> None:
         assert parts is not None, name
         content = {"codec": codec.number, "raw": raw.hex(), "payload": b"".join(parts).hex()}
         write(name, content)
-    for name, (target, raw, source, base) in deltas().items():
+    coded = [(Delta(), name, case) for name, case in deltas().items()]
+    coded += [(Delta(deep=True), name, case) for name, case in deep_deltas().items()]
+    for delta, name, (target, raw, source, base) in coded:
         if (GOLDEN / f"{name}.json").exists():
             continue
-        payload = delta_payload(Delta(), target, raw, source, base)
+        payload = delta_payload(delta, target, raw, source, base)
         content = {"codec": Delta.number, "raw": raw.hex(), "payload": payload.hex()}
         write(name, content | {"base": base.hex()})
 

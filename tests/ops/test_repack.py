@@ -14,6 +14,8 @@ from mstore.ids import Id, Kind, identify
 from mstore.index import Index, encode_entries
 from mstore.ops import repack as repack_module
 from mstore.ops import republish
+from mstore.ops.repack import is_fair
+from mstore.ops.replan import Plan
 from mstore.ops.republish import Choice
 from mstore.ops.table import Table
 from mstore.pack import PackWriter, Record
@@ -259,6 +261,28 @@ def test_what_no_branch_reaches_stays_for_undo(history: History) -> None:
     history.repo.undo()
     assert history.repo["side"].id == lost.id
     history.check()
+
+
+class Sizes:
+    """In place of a table: two chunks of 500 bytes."""
+
+    size = np.array([500, 500])
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("newest", "other", "fair"),
+    [(40, 0, True), (60, 0, False), (0, 40, False), (0, 5, True), (60, -65, True)],
+)
+def test_what_a_plan_may_cost(newest: int, other: int, fair: bool) -> None:
+    """No more than the newest version does, a hundredth aside, and no more than a twentieth."""
+    plan = Plan(Sizes())
+    plan.depth[:] = 0
+    plan.size[:] = 500 + newest, 500 + other
+    plan.newest[0] = True
+    assert is_fair(plan) is fair
 
 
 def test_deep_takes_less(history: History) -> None:
