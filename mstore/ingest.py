@@ -59,7 +59,14 @@ class _Collected:
     def done(self) -> SegmentChunks:
         tensor = self.segment.tensor
         lengths = tuple(self.lengths) if tensor is None else None
-        return SegmentChunks(self.segment.length, bytes(self.ids), tensor, self.piece, lengths)
+        return SegmentChunks(
+            self.segment.length,
+            bytes(self.ids),
+            tensor,
+            self.piece,
+            lengths,
+            self.segment.hidden,
+        )
 
 
 @dataclass(slots=True)
@@ -71,7 +78,8 @@ class _File:
 
     def manifest(self) -> Manifest:
         layout = self.file.layout
-        return Manifest(layout.format, layout.size, tuple(one.done() for one in self.segments))
+        segments = tuple(one.done() for one in self.segments)
+        return Manifest(layout.format, layout.size, segments, layout.views)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,28 +1,23 @@
 """The metadata objects: manifest, snapshot and commit, and their one canonical form.
 
-Each is a msgpack map with its keys in sorted order, the shortest form of every number and text
-in UTF-8 (file names that are not UTF-8 keep their bytes). Equal objects have equal bytes, so
-equal ids. `docs/format.md` is the normative description.
+Each is a map in canonical msgpack, so equal objects have equal bytes and equal ids.
+`docs/format.md` is the normative description.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any, TypeVar
 
-import msgpack
-
+from mstore.canonical import checked_id, checked_size, pack, typed, unpack, within
 from mstore.checks import MetadataValue, check_metadata, check_path, check_text, path_bytes
-from mstore.dtypes import BY_NAME
 from mstore.errors import CorruptDataError, InvalidInputError, MstoreError
 from mstore.ids import ID_SIZE, Id, Kind, identify, identify_tensor
-from mstore.layout import Tensor
+from mstore.layout import Tensor, View
+from mstore.tensorfields import tensor_from_map, tensor_to_map, view_from_map, view_to_map
 
 T = TypeVar("T")
 
-MAX_DIMENSIONS = 64
-MAX_ELEMENTS = 1 << 58
 MAX_PIECE = 64 << 20
 """Bytes of the largest chunk of a tensor."""
 
@@ -32,8 +27,6 @@ MAX_TIME = 253_402_300_799_999_999
 MAX_ZONE = 24 * 60
 """Minutes east of UTC, or west of it, that an author's clock may be."""
 
-_PLAIN = frozenset({str, bytes, int, float, bool, type(None)})
-
 
 @dataclass(frozen=True)
 class SegmentChunks:
@@ -41,7 +34,7 @@ class SegmentChunks:
 
     A tensor's chunks are `piece` bytes each (the last may be shorter) and `lengths` is None; the
     chunks of an opaque segment have the `lengths` listed and `piece` is 0. `ids` is the chunk
-    ids, one after the other.
+    ids, one after the other. `hidden` is as for `layout.Segment`.
     """
 
     length: int
@@ -49,6 +42,7 @@ class SegmentChunks:
     tensor: Tensor | None = None
     piece: int = 0
     lengths: tuple[int, ...] | None = None
+    hidden: bool = False
 
     @property
     def count(self) -> int:
@@ -80,17 +74,26 @@ class SegmentChunks:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One file: its format, its size in bytes, and its segments with their chunks."""
+    """One file: its format, its size in bytes, its segments with their chunks, and its views."""
 
     format: str
     size: int
     segments: tuple[SegmentChunks, ...]
+    views: tuple[View, ...] = ()
 
     def tensors(self) -> Iterator[tuple[Tensor, SegmentChunks]]:
-        """The segments that are tensors."""
+        """The segments that are tensors, also those that are only the material of views."""
         for segment in self.segments:
             if segment.tensor is not None:
                 yield segment.tensor, segment
+
+    def listed(self) -> Iterator[Tensor]:
+        """The tensors of the model: those of segments in file order, then the views."""
+        for segment in self.segments:
+            if segment.tensor is not None and not segment.hidden:
+                yield segment.tensor
+        for view in self.views:
+            yield view.tensor
 
     def chunks(self) -> Iterator[tuple[Id, int]]:
         """Every chunk's id and length in bytes, in file order."""
@@ -104,7 +107,10 @@ class Manifest:
     def encode(self) -> bytes:
         """The canonical bytes."""
         segments = [_segment_to_map(segment) for segment in self.segments]
-        return pack({"format": self.format, "segments": segments, "size": self.size})
+        fields = {"format": self.format, "segments": segments, "size": self.size}
+        if self.views:
+            fields["views"] = [view_to_map(view) for view in self.views]
+        return pack(fields)
 
     @staticmethod
     def decode_chunk_ids(raw: bytes) -> bytes:
@@ -208,41 +214,12 @@ def encode_object(thing: MetadataObject) -> tuple[Kind, Id, bytes]:
     return kind, identify(kind, raw), raw
 
 
-def pack(value: object) -> bytes:
-    """`value` as canonical msgpack: sorted maps, shortest numbers."""
-    packed: bytes = msgpack.packb(_sorted(value), unicode_errors="surrogateescape")
-    return packed
-
-
-def unpack(raw: bytes) -> Any:
-    """The value in `raw`; raises ValueError when it is not one msgpack value."""
-    return msgpack.unpackb(raw, unicode_errors="surrogateescape", strict_map_key=True)
-
-
-def _sorted(value: object) -> object:
-    if type(value) in _PLAIN:
-        # Nearly all there is; to ask whether it is a mapping would take most of the time.
-        return value
-    if isinstance(value, Mapping):
-        return {key: _sorted(value[key]) for key in sorted(value)}
-    if isinstance(value, list):
-        return [_sorted(item) for item in value]
-    return value
-
-
 def _segment_to_map(segment: SegmentChunks) -> dict[str, object]:
     if segment.tensor is None:
         return {"ids": segment.ids, "lengths": list(segment.lengths or ())}
-    tensor = segment.tensor
-    described: dict[str, object] = {
-        "dtype": tensor.dtype.name,
-        "ids": segment.ids,
-        "name": tensor.name,
-        "piece": segment.piece,
-        "shape": list(tensor.shape),
-    }
-    if tensor.order != "C":
-        described["order"] = tensor.order
+    described = {"ids": segment.ids, "piece": segment.piece, **tensor_to_map(segment.tensor)}
+    if segment.hidden:
+        described["hidden"] = True
     return described
 
 
@@ -256,39 +233,13 @@ def _decode(what: str, raw: bytes, build: Callable[[dict[str, Any]], T]) -> T:
         raise CorruptDataError(f"a stored {what} is malformed: {error}") from error
 
 
-def typed(value: object, expected: type[T]) -> T:
-    """`value`, which was stored, if it is of exactly this type; raises TypeError if not."""
-    if type(value) is not expected:
-        raise TypeError(f"expected {expected.__name__}, found {type(value).__name__}")
-    return value
-
-
-def checked_id(value: object) -> Id:
-    """`value`, which was stored, if it is an id; raises TypeError or ValueError if not."""
-    if len(identifier := typed(value, bytes)) != ID_SIZE:
-        raise ValueError("an id is not 32 bytes")
-    return identifier
-
-
-def checked_size(value: object) -> int:
-    """`value`, which was stored, if it is from 0 to 2**63 - 1; else TypeError or ValueError."""
-    if not 0 <= (number := typed(value, int)) < 1 << 63:
-        raise ValueError("a size is out of range")
-    return number
-
-
-def _within(value: object, low: int, high: int) -> int:
-    if not low <= (number := typed(value, int)) <= high:
-        raise ValueError(f"{number} is out of range")
-    return number
-
-
 def _manifest_from_map(fields: dict[str, Any]) -> Manifest:
     segments = tuple(_segment_from_map(typed(item, dict)) for item in fields["segments"])
     size = checked_size(fields["size"])
     if sum(segment.length for segment in segments) != size:
         raise ValueError("the segments do not add up to the size")
-    return Manifest(typed(fields["format"], str), size, segments)
+    views = tuple(view_from_map(typed(item, dict), size) for item in fields.get("views", ()))
+    return Manifest(typed(fields["format"], str), size, segments, views)
 
 
 def _chunk_ids_from_map(fields: dict[str, Any]) -> bytes:
@@ -308,17 +259,12 @@ def _segment_from_map(fields: dict[str, Any]) -> SegmentChunks:
         if len(lengths) != count or 0 in lengths:
             raise ValueError("the chunk lengths do not match the chunk ids")
         return SegmentChunks(sum(lengths), ids, lengths=lengths)
-    shape = tuple(checked_size(extent) for extent in fields["shape"])
-    if len(shape) > MAX_DIMENSIONS or prod(extent or 1 for extent in shape) > MAX_ELEMENTS:
-        raise ValueError("a shape is out of range")
-    order = fields.get("order", "C")
-    if order not in ("C", "F"):
-        raise ValueError("unknown element order")
-    tensor = Tensor(typed(fields["name"], str), BY_NAME[fields["dtype"]], shape, order)
+    tensor = tensor_from_map(fields)
     piece = checked_size(fields["piece"])
     if not 0 < piece <= MAX_PIECE or -(-tensor.nbytes // piece) != count:
         raise ValueError(f"tensor {tensor.name!r} has the wrong number of chunks")
-    return SegmentChunks(tensor.nbytes, ids, tensor, piece)
+    hidden = typed(fields.get("hidden", False), bool)
+    return SegmentChunks(tensor.nbytes, ids, tensor, piece, hidden=hidden)
 
 
 def _snapshot_from_map(fields: dict[str, Any]) -> Snapshot:
@@ -338,8 +284,8 @@ def _commit_from_map(fields: dict[str, Any]) -> Commit:
         snapshot=checked_id(fields["snapshot"]),
         parents=tuple(checked_id(parent) for parent in fields["parents"]),
         author=typed(fields["author"], str),
-        time=_within(fields["time"], 0, MAX_TIME),
-        zone=_within(fields["zone"], -MAX_ZONE, MAX_ZONE),
+        time=within(fields["time"], 0, MAX_TIME),
+        zone=within(fields["zone"], -MAX_ZONE, MAX_ZONE),
         message=typed(fields["message"], str),
         metadata=typed(fields["metadata"], dict),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 import zstandard
 
+from mstore.canonical import checked_id, checked_size, pack, typed, unpack
 from mstore.checks import check_text
 from mstore.errors import (
     CorruptDataError,
@@ -19,7 +20,6 @@ from mstore.errors import (
 )
 from mstore.ids import Id
 from mstore.index import IndexRef
-from mstore.objects import checked_id, checked_size, pack, typed, unpack
 
 FORMAT_VERSION = 1
 """The version of the repository format this package writes, and the newest it reads."""

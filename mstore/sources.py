@@ -8,10 +8,13 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from mstore.errors import ConflictError, UnsafeInputError
+from mstore.errors import ConflictError, NotFoundError, UnsafeInputError
 from mstore.storage.files import translate_errors
 
 _SMALL = 256 << 10
@@ -151,6 +154,44 @@ class BufferSource(Source):
 
     def finish(self) -> None:
         """Memory needs no closing."""
+
+
+class Folder:
+    """The files of a folder, read while others of them are described."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, Any] = {}
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The names of the regular files there, and of links to such. Raises StorageError."""
+        with translate_errors("list", self.path), os.scandir(self.path) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+
+
+class FolderOf:
+    """A `layout.Beside`: the folder in which the file `name` lies."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.name = name
+        self.known = folder.known
+        self._folder = folder
+
+    def names(self) -> Collection[str]:
+        """The names of the regular files there, and of links to such. Raises StorageError."""
+        return self._folder.names
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[FileSource]:
+        """One of these, for reading. Raises StorageError, NotFoundError when it is gone."""
+        if name not in self._folder.names:
+            raise NotFoundError(f"there is no file {name!r} in {self._folder.path}")
+        source = FileSource(self._folder.path / name)
+        try:
+            yield source
+        finally:
+            source.close()
 
 
 def same_file(one: os.stat_result, other: os.stat_result) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import xxhash
 
+from mstore.canonical import pack, unpack
 from mstore.errors import MstoreError, NotFoundError, StorageError
 from mstore.ids import Id
-from mstore.objects import pack, unpack
 from mstore.storage.files import FILES, Files
 
 _MAGIC = b"MSTORESC"

@@ -17,6 +17,7 @@ MAX_LINES = 420
 # the package's __init__, which imports what it offers only when asked.
 LAYERS: list[set[str]] = [
     {
+        "canonical",
         "checks",
         "errors",
         "ids",
@@ -24,6 +25,7 @@ LAYERS: list[set[str]] = [
         "layout",
         "strictjson",
         "numpy_dtypes",
+        "tensorfields",
         "threads",
         "version",
     },

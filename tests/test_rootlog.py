@@ -21,7 +21,7 @@ from mstore.errors import (
 )
 from mstore.ids import identify_root
 from mstore.index import IndexRef
-from mstore.objects import pack, unpack
+from mstore.canonical import pack, unpack
 from mstore.root import Refs, Root, decode, encode
 from mstore.rootlog import RootLog, root_key, update
 from mstore.storage.memory import MemoryStorage

@@ -1,13 +1,14 @@
 """The working directory as one side of a diff."""
 
 import stat
+from pathlib import Path
 
 from mstore.formats.detect import describe
 from mstore.objects import FileEntry, Manifest, Snapshot, encode_object
 from mstore.ops.describing import describe_file
 from mstore.ops.sides import FileSide
 from mstore.progress import Progress
-from mstore.sources import FileSource
+from mstore.sources import FileSource, Folder, FolderOf
 from mstore.worktree_read import WorktreeReader
 
 
@@ -21,10 +22,12 @@ def working_side(tree: WorktreeReader, progress: Progress) -> FileSide:
     gone = {*changed, *status.deleted}
     files = {path: entry for path, entry in tree.head_snapshot().files.items() if path not in gone}
     hashed: dict[str, Manifest] = {}
+    folders: dict[Path, Folder] = {}
     for path in changed:
         source = FileSource(tree.directory / path)
         executable = bool(source.stat.st_mode & stat.S_IXUSR)
-        layout, _ = describe(source)
+        folder = folders.setdefault(source.path.parent, Folder(source.path.parent))
+        layout, _ = describe(source, FolderOf(folder, source.path.name))
         hashed[path] = manifest = describe_file(source, layout, progress=progress.advance)
         files[path] = FileEntry(encode_object(manifest)[1], manifest.size, executable)
     return FileSide(

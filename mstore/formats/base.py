@@ -7,6 +7,8 @@ are worded to follow "looks like <format> but …".
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from mstore.dtypes import DType
 from mstore.errors import FormatError, InvalidInputError, LimitExceededError
@@ -20,6 +22,23 @@ MAX_DIMS = 64
 """Most dimensions of a tensor; numpy 2 allows as many."""
 
 _MAX_BITS = 2**66  # 2**63 bytes: the largest tensor any supported library could address
+
+
+Danger = Literal["allowed", "unknown", "dangerous"]
+"""How much harm something in a file may do: none, perhaps some, or any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that reading a file with the library it is made for would do, besides tensors.
+
+    `what` continues "it …": "calls os.system". `where` is the place in the file (a member, an
+    object's path), or empty for the file as such.
+    """
+
+    danger: Danger
+    what: str
+    where: str = ""
 
 
 class Format(ABC):
@@ -48,6 +67,13 @@ class Format(ABC):
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """`layout`, and what to tell the user of tensors that it leaves opaque, or None."""
         return self.layout(reader), None
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """What the library that the format is made for would do when it reads the file.
+
+        Raises as `layout` does.
+        """
+        return []
 
 
 class BytesReader:

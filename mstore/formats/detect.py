@@ -2,11 +2,12 @@
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import HEAD_SIZE, Format
+from mstore.formats.companion import Companion
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.safetensors import SafetensorsFormat
 from mstore.formats.torch_zip import TorchFormat
-from mstore.layout import ByteReader, Layout, opaque
+from mstore.layout import Beside, ByteReader, Layout, opaque
 
 FORMATS: list[Format] = [
     SafetensorsFormat(),
@@ -19,17 +20,26 @@ FORMATS: list[Format] = [
 A format that is a special case of another comes before it.
 """
 
+COMPANIONS: list[Companion] = []
+"""Every known format whose data files are described by others; asked before `FORMATS`."""
+
 _MAX_REASON = 300
 
 
-def describe(reader: ByteReader) -> tuple[Layout, str | None]:
+def describe(reader: ByteReader, beside: Beside | None = None) -> tuple[Layout, str | None]:
     """The layout of a file, and a warning for the user or None.
+
+    `beside` is the folder that the file lies in, if it lies in one.
 
     A file that no parser knows is one opaque segment. So is one that its parser rejects, with a
     warning that says why: storing bytes harms nobody. There is a warning, too, where only some of
     its tensors could not be understood. Raises only what reading itself raises (StorageError,
     ConflictError), never anything because of the content.
     """
+    if beside is not None:
+        for companion in COMPANIONS:
+            if (described := companion.layout(reader, beside)) is not None:
+                return described, None
     head = reader.read(0, HEAD_SIZE)
     for candidate in FORMATS:
         if not candidate.sniff(head, reader):

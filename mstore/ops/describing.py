@@ -35,7 +35,8 @@ def describe_file(
         if progress is not None:
             progress(batch.length)
     source.finish()
-    return Manifest(layout.format, layout.size, tuple(_segments(layout, ids, lengths, chunk_size)))
+    segments = tuple(_segments(layout, ids, lengths, chunk_size))
+    return Manifest(layout.format, layout.size, segments, layout.views)
 
 
 def _lengths(source: Source, layout: Layout, chunk_size: int) -> Iterator[int]:
@@ -73,7 +74,7 @@ def _segments(
         held = bytes(ids[first * ID_SIZE : chunk * ID_SIZE])
         if segment.tensor is not None:
             piece = piece_size(segment.tensor.dtype, chunk_size)
-            yield SegmentChunks(segment.length, held, segment.tensor, piece)
+            yield SegmentChunks(segment.length, held, segment.tensor, piece, hidden=segment.hidden)
         else:
             cut = tuple(lengths[first:chunk])
             yield SegmentChunks(segment.length, held, lengths=cut)

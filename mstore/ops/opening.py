@@ -8,7 +8,7 @@ from mstore.formats.detect import describe
 from mstore.formats.shards import check_shards
 from mstore.ingest import FileToStore
 from mstore.ops.scan import FoundFile
-from mstore.sources import FileSource
+from mstore.sources import FileSource, Folder, FolderOf
 
 _SHARDS_SUFFIX = ".safetensors.index.json"
 _MAX_SHARDS_SIZE = 64 << 20
@@ -21,9 +21,12 @@ def open_files(
 
     What could not be understood is told in `warnings`; such a file is opaque.
     """
+    folders: dict[Path, Folder] = {}
     for file in files:
-        source = FileSource(directory / file.path)
-        layout, warning = describe(source)
+        path = directory / file.path
+        source = FileSource(path)
+        folder = folders.setdefault(path.parent, Folder(path.parent))
+        layout, warning = describe(source, FolderOf(folder, path.name))
         if warning:
             warnings.append(f"{file.path}: {warning}")
         if file.path.endswith(_SHARDS_SUFFIX) and source.size <= _MAX_SHARDS_SIZE:
