@@ -76,7 +76,7 @@ def array_from_bytes(data: Buffer, dtype: DType, shape: Sequence[int], order: Or
         bits = np.unpackbits(raw, bitorder="little").reshape(-1, dtype.bits)
         raw = np.packbits(bits, axis=-1, bitorder="little").reshape(-1)
     elif dtype.big_endian and dtype.numpy in ML_DTYPES:
-        raw = raw.reshape(-1, dtype.itemsize)[:, ::-1].reshape(-1)
+        raw = np.ascontiguousarray(raw.reshape(-1, dtype.itemsize)[:, ::-1]).reshape(-1)
         target = ML_DTYPES[dtype.numpy]
     return reinterpret(raw, target, shape, order)
 

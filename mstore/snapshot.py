@@ -7,16 +7,18 @@ from pathlib import Path
 
 from mstore import objects
 from mstore.checks import MetadataValue
-from mstore.chunkreader import ChunkReader, MemorySink, Wanted
+from mstore.chunkreader import ChunkReader
 from mstore.database import Database
 from mstore.errors import InvalidInputError, NotFoundError
+from mstore.filebytes import StoredBytes
 from mstore.formats.safetensors import read_metadata
 from mstore.ids import Id
 from mstore.numpy_dtypes import Array
 from mstore.objects import FileEntry, Manifest
-from mstore.ops.checkout import whole_file, write_out
+from mstore.ops.checkout import write_out
 from mstore.structure import restore
-from mstore.tensors import TensorView, read_whole
+from mstore.tensors import SegmentTensor, TensorView, read_segments
+from mstore.viewed import ViewTensor
 
 
 class FileView:
@@ -37,16 +39,20 @@ class FileView:
 
     @property
     def format(self) -> str:
-        """What its bytes were understood as: `safetensors`, `npy`, `npz`, `torch` or `opaque`."""
+        """What its bytes were understood as: `safetensors`, `npy`, `torch`, …, or `opaque`."""
         return self.manifest.format
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorView]:
         """The tensors of this file by name."""
-        return {
-            tensor.name: TensorView(self.path, segment, self._reader)
+        found: dict[str, TensorView] = {
+            tensor.name: SegmentTensor(self.path, segment, self._reader)
             for tensor, segment in self.manifest.tensors()
+            if not segment.hidden
         }
+        for view in self.manifest.views:
+            found[view.tensor.name] = ViewTensor(self.path, view, self.bytes, self._reader)
+        return found
 
     def read(self, offset: int = 0, length: int | None = None) -> bytes:
         """Its bytes from `offset` on, at most `length`; only the chunks they lie in are read.
@@ -55,17 +61,13 @@ class FileView:
         """
         if offset < 0 or (length is not None and length < 0):
             raise InvalidInputError(f"cannot read {length} bytes from byte {offset} of {self.path}")
-        stop = self.size if length is None else min(self.size, offset + length)
-        wanted = whole_file(self.manifest)
-        ends = wanted.positions + wanted.lengths
-        inside = (wanted.positions < stop) & (ends > offset)
-        if not inside.any():
-            return b""
-        start, end = int(wanted.positions[inside][0]), int(ends[inside][-1])
-        out = bytearray(end - start)
-        part = Wanted(wanted.ids[inside], wanted.positions[inside] - start, wanted.lengths[inside])
-        self._reader.read(part, MemorySink(memoryview(out)))
-        return bytes(memoryview(out)[offset - start : stop - start])
+        length = self.size - offset if length is None else length
+        return self.bytes.read(offset, length)
+
+    @cached_property
+    def bytes(self) -> StoredBytes:
+        """Its bytes at any offset."""
+        return StoredBytes(self.manifest, self._reader)
 
     def __repr__(self) -> str:
         return f"<File {self.path} {self.format} {self.size} bytes>"
@@ -110,7 +112,7 @@ class Tensors(Mapping[str, TensorView]):
     def _names(self) -> dict[str, tuple[str, str]]:
         places: dict[str, list[tuple[str, str]]] = {}
         for path, file in self._files.items():
-            for tensor, _ in file.manifest.tensors():
+            for tensor in file.manifest.listed():
                 places.setdefault(tensor.name or path, []).append((path, tensor.name))
         return {
             name if len(where) == 1 else f"{path}:{inner}": (path, inner)
@@ -252,4 +254,7 @@ class Snapshot:
 
 
 def _arrays(tensors: Mapping[str, TensorView]) -> dict[str, Array]:
-    return dict(zip(tensors, read_whole(list(tensors.values())), strict=True))
+    """The tensors as arrays, those that are segments read together."""
+    segments = {name: one for name, one in tensors.items() if isinstance(one, SegmentTensor)}
+    read = dict(zip(segments, read_segments(list(segments.values())), strict=True))
+    return {name: read[name] if name in read else one.numpy() for name, one in tensors.items()}

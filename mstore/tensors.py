@@ -1,5 +1,6 @@
 """Tensors of stored files, read on demand: `tensor[10:20]` reads only the chunks it needs."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
 from types import EllipsisType
@@ -23,17 +24,15 @@ Index = int | slice | EllipsisType | None | Sequence[int] | NDArray[Any]
 _BASIC = (int, np.integer, slice, EllipsisType)
 
 
-class TensorView:
+class TensorView(ABC):
     """One tensor of one file of one version. Nothing is read until asked for.
 
     `name` is its name in the file, `path` the file; `nbytes` counts the bytes of its data.
     """
 
-    def __init__(self, path: str, segment: SegmentChunks, reader: ChunkReader) -> None:
-        assert segment.tensor is not None
+    def __init__(self, path: str, tensor: Tensor, reader: ChunkReader) -> None:
         self.path = path
-        self._segment = segment
-        self._tensor: Tensor = segment.tensor
+        self._tensor = tensor
         self._reader = reader
 
     @property
@@ -45,6 +44,11 @@ class TensorView:
     def dtype(self) -> NumpyDType:
         """The numpy type of the elements; those of ml_dtypes for bfloat16, float8 and the like."""
         return numpy_dtype(self._tensor.dtype)
+
+    @property
+    def kind(self) -> str:
+        """What the elements are in the words of the file's format, such as `q4_k`; mostly empty."""
+        return self._tensor.kind
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,10 +66,9 @@ class TensorView:
         return self._tensor.nbytes
 
     @property
+    @abstractmethod
     def id(self) -> str:
         """The id of the content, 64 hexadecimal digits: equal ids mean equal tensors."""
-        assert self._segment.tensor_id is not None
-        return self._segment.tensor_id.hex()
 
     @property
     def stored(self) -> int:
@@ -79,13 +82,16 @@ class TensorView:
 
     @property
     def _coding(self) -> Coding:
-        (coding,) = codings(self._reader.db, [self._segment])
+        (coding,) = codings(self._reader.db, [self._chunks()])
         return coding
 
+    @abstractmethod
+    def _chunks(self) -> SegmentChunks:
+        """The chunks that hold its data, and perhaps more."""
+
+    @abstractmethod
     def numpy(self) -> Array:
         """The whole tensor as a new array. Raises CorruptDataError when a chunk is damaged."""
-        (array,) = read_whole([self])
-        return array
 
     def __array__(self, dtype: NumpyDType | None = None, copy: bool | None = None) -> Array:
         if copy is False:
@@ -95,20 +101,15 @@ class TensorView:
 
     def __getitem__(self, index: Index | tuple[Index, ...]) -> Any:
         """Part of the tensor, as the same index gives of the array; reads only what it needs."""
-        if not self._lies_as_in_numpy():
-            return self.numpy()[index]
-        if isinstance(index, list | np.ndarray) and self._tensor.order == "C" and self.shape:
-            rows = np.asarray(index, None if len(index) else np.int64)
-            if rows.ndim == 1 and rows.dtype.kind in "iub":
-                return self._read_rows(rows)
         if (ranges := self._as_ranges(index)) is None:
             return self.numpy()[index]
         picked, dropped = ranges
-        if self._tensor.order == "F":
-            part = self._read_part(picked[::-1], self.shape[::-1]).transpose()
-        else:
-            part = self._read_part(picked, self.shape)
+        part = self._part(picked)
         return part[tuple(0 if drop else slice(None) for drop in dropped)]
+
+    @abstractmethod
+    def _part(self, picked: Sequence[range]) -> Array:
+        """The elements at one range per axis, as a new array."""
 
     def __len__(self) -> int:
         if not self.shape:
@@ -140,6 +141,44 @@ class TensorView:
                 picked.append(range(one := range(extent)[cast(int, item)], one + 1))
             dropped.append(not isinstance(item, slice))
         return picked, dropped
+
+
+class SegmentTensor(TensorView):
+    """A tensor that is a run of bytes of its file, in chunks of its own."""
+
+    def __init__(self, path: str, segment: SegmentChunks, reader: ChunkReader) -> None:
+        assert segment.tensor is not None
+        super().__init__(path, segment.tensor, reader)
+        self._segment = segment
+
+    @property
+    def id(self) -> str:
+        """The id of the content, 64 hexadecimal digits: equal ids mean equal tensors."""
+        assert self._segment.tensor_id is not None
+        return self._segment.tensor_id.hex()
+
+    def _chunks(self) -> SegmentChunks:
+        return self._segment
+
+    def numpy(self) -> Array:
+        """The whole tensor as a new array. Raises CorruptDataError when a chunk is damaged."""
+        (array,) = read_segments([self])
+        return array
+
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> Any:
+        """Part of the tensor, as the same index gives of the array; reads only what it needs."""
+        if not self._lies_as_in_numpy():
+            return self.numpy()[index]
+        if isinstance(index, list | np.ndarray) and self._tensor.order == "C" and self.shape:
+            rows = np.asarray(index, None if len(index) else np.int64)
+            if rows.ndim == 1 and rows.dtype.kind in "iub":
+                return self._read_rows(rows)
+        return super().__getitem__(index)
+
+    def _part(self, picked: Sequence[range]) -> Array:
+        if self._tensor.order == "F":
+            return self._read_part(picked[::-1], self.shape[::-1]).transpose()
+        return self._read_part(picked, self.shape)
 
     def _lies_as_in_numpy(self) -> bool:
         """Whether an element takes the same bytes in the file as in an array."""
@@ -203,7 +242,7 @@ class TensorView:
         return out
 
 
-def read_whole(tensors: Sequence[TensorView]) -> list[Array]:
+def read_segments(tensors: Sequence[SegmentTensor]) -> list[Array]:
     """All of these tensors of one repository as new arrays, read together in pack order."""
     outs = [np.empty(tensor.nbytes, np.uint8) for tensor in tensors]
     segments = [tensor._segment for tensor in tensors]

@@ -35,6 +35,8 @@ LAYERS: list[set[str]] = [
     {
         "sources",
         "chunkreader",
+        "filebytes",
+        "recoding",
         "chunkstore",
         "bases",
         "basefinder",
@@ -53,6 +55,7 @@ LAYERS: list[set[str]] = [
         "head",
         "statcache",
         "tensors",
+        "viewed",
         "snapshot",
         "worktree_read",
         "worktree",

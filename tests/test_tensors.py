@@ -15,7 +15,7 @@ from mstore.ops.commit import Content, Description, Target, record
 from mstore.repository import Repository
 from mstore.sources import BufferSource
 from mstore.storage.memory import MemoryStorage
-from mstore.tensors import TensorView
+from mstore.tensors import SegmentTensor
 
 
 class CountingStorage(MemoryStorage):
@@ -32,7 +32,7 @@ class CountingStorage(MemoryStorage):
 
 def stored(
     array: np.ndarray, chunk_size: int = 64, order: str = "C"
-) -> tuple[TensorView, CountingStorage]:
+) -> tuple[SegmentTensor, CountingStorage]:
     storage = CountingStorage()
     db = Database.create(storage, "Ada")
     dtype = dtype_of(array.dtype)

@@ -129,11 +129,6 @@ class Writer:
         return now if now.st_ino == written.st_ino else written
 
 
-def whole_file(manifest: Manifest) -> Wanted:
-    """All chunks of a file at their places in it."""
-    return _chunks_of([manifest])
-
-
 def _chunks_of(manifests: Sequence[Manifest]) -> Wanted:
     """All chunks of files that lie one after the other."""
     chunks = chain.from_iterable(manifest.chunks() for manifest in manifests)

@@ -1,0 +1,81 @@
+"""The bytes of a stored file at any offset, read from the chunks that they lie in."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mstore.bulkindex import as_ids
+from mstore.chunkreader import ChunkReader, MemorySink, Wanted
+from mstore.objects import Manifest, SegmentChunks
+
+
+class StoredBytes:
+    """The content of a file of which `manifest` tells; a `layout.ByteReader`."""
+
+    def __init__(self, manifest: Manifest, reader: ChunkReader) -> None:
+        self._manifest = manifest
+        self._reader = reader
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self._manifest.size
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """Where each chunk ends in the file."""
+        lengths = np.fromiter((length for _, length in self._manifest.chunks()), np.int64)
+        return np.cumsum(lengths)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """At most `length` bytes from `offset`; fewer only where the file ends.
+
+        Raises CorruptDataError when a chunk is damaged.
+        """
+        length = max(0, min(length, self.size - offset))
+        return bytes(self.read_ranges([(offset, length)])[0])
+
+    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """The bytes of several (offset, length), which lie inside the file.
+
+        Each chunk is read and decoded once, and takes memory once, however many of them want it.
+        """
+        wanted = [self._numbers(offset, length) for offset, length in ranges]
+        numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *wanted]))
+        starts, lengths = self._starts(numbers), self._ends[numbers] - self._starts(numbers)
+        places = np.cumsum(lengths) - lengths
+        out = memoryview(bytearray(int(lengths.sum())))
+        self._reader.read(Wanted(self._ids[numbers], places, lengths), MemorySink(out))
+        found = []
+        for (offset, length), mine in zip(ranges, wanted, strict=True):
+            if not len(mine):
+                found.append(out[:0])
+                continue
+            at = int(np.searchsorted(numbers, mine[0]))
+            first = int(places[at]) + offset - int(starts[at])
+            found.append(out[first : first + length])
+        return found
+
+    def chunks(self, ranges: Sequence[tuple[int, int]]) -> tuple[SegmentChunks, list[int]]:
+        """The chunks that hold these ranges, each once, and where in the file each begins."""
+        wanted = [self._numbers(offset, length) for offset, length in ranges]
+        numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *wanted]))
+        lengths = (self._ends[numbers] - self._starts(numbers)).tolist()
+        held = SegmentChunks(sum(lengths), self._ids[numbers].tobytes(), lengths=tuple(lengths))
+        return held, self._starts(numbers).tolist()
+
+    @cached_property
+    def _ids(self) -> NDArray[np.uint8]:
+        return as_ids(self._manifest.chunk_ids())
+
+    def _starts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(numbers > 0, self._ends[numbers - 1], 0)
+
+    def _numbers(self, offset: int, length: int) -> NDArray[np.int64]:
+        """The numbers of the chunks that a range touches."""
+        if length <= 0:
+            return np.zeros(0, np.int64)
+        first, last = np.searchsorted(self._ends, (offset, offset + length - 1), side="right")
+        return np.arange(first, last + 1)

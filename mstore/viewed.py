@@ -1,0 +1,149 @@
+"""Tensors that are no segment of their own, read on demand: strides, tiles, and recoded bytes."""
+
+from collections.abc import Sequence
+from itertools import pairwise, product
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mstore.canonical import pack
+from mstore.chunkreader import ChunkReader
+from mstore.filebytes import StoredBytes
+from mstore.ids import identify_tensor
+from mstore.layout import Recoded, Strided, Tiled, View, grid
+from mstore.numpy_dtypes import Array, array_from_bytes, bytes_of
+from mstore.objects import SegmentChunks
+from mstore.recoding import decode
+from mstore.tensorfields import view_to_map
+from mstore.tensors import TensorView
+
+_Range = tuple[int, int]
+
+
+class ViewTensor(TensorView):
+    """A tensor whose elements lie somewhere in the bytes of its file."""
+
+    def __init__(self, path: str, view: View, content: StoredBytes, reader: ChunkReader) -> None:
+        """`content` is that of the file at `path`."""
+        super().__init__(path, view.tensor, reader)
+        self._view = view
+        self._bytes = content
+
+    @property
+    def id(self) -> str:
+        """The id of the content, 64 hexadecimal digits: equal ids mean equal tensors."""
+        chunks, starts = self._bytes.chunks(self._extents())
+        described = {**view_to_map(self._view), "name": "", "starts": starts}
+        return identify_tensor(pack([described, chunks.ids])).hex()
+
+    def _chunks(self) -> SegmentChunks:
+        return self._bytes.chunks(self._extents())[0]
+
+    def _extents(self) -> list[_Range]:
+        """The byte ranges of the file that hold the tensor."""
+        place, itemsize = self._view.place, self._tensor.dtype.itemsize
+        if isinstance(place, Recoded):
+            return [(place.offset, place.length)]
+        if not self.nbytes:
+            return []
+        if isinstance(place, Tiled):
+            length = self._tensor.dtype.nbytes(place.tile)
+            return [(offset, length) for offset in place.offsets if offset >= 0]
+        return [_span(place, [range(extent) for extent in self.shape], itemsize)]
+
+    def numpy(self) -> Array:
+        """The whole tensor as a new array.
+
+        Raises CorruptDataError when a chunk is damaged, FormatError when the file itself holds
+        something else than it says.
+        """
+        return self._part([range(extent) for extent in self.shape])
+
+    def _part(self, picked: Sequence[range]) -> Array:
+        place, counts = self._view.place, [len(one) for one in picked]
+        if isinstance(place, Recoded):
+            return self._decoded(place)[tuple(_as_slice(one) for one in picked)]
+        if 0 in counts:
+            return np.empty(counts, self.dtype)
+        if isinstance(place, Strided):
+            part = self._strided(place, picked)
+        else:
+            part = self._tiled(place, picked)
+        return array_from_bytes(bytes_of(part), self._tensor.dtype, counts)
+
+    def _decoded(self, place: Recoded) -> Array:
+        (data,) = self._bytes.read_ranges([(place.offset, place.length)])
+        raw = memoryview(decode(place.code, data, place.size))
+        tensor = self._tensor
+        found = raw[place.start : place.start + tensor.nbytes]
+        return array_from_bytes(found, tensor.dtype, tensor.shape, tensor.order).copy()
+
+    def _strided(self, place: Strided, picked: Sequence[range]) -> NDArray[np.void]:
+        itemsize = self._tensor.dtype.itemsize
+        start, length = _span(place, picked, itemsize)
+        (raw,) = self._bytes.read_ranges([(start, length)])
+        first, steps = place.offset - start, []
+        for one, stride in zip(picked, place.strides, strict=True):
+            first += one[0] * stride
+            steps.append(one.step * stride)
+        counts = [len(one) for one in picked]
+        return np.ndarray(counts, _unit(itemsize), raw, first, steps).copy()
+
+    def _tiled(self, place: Tiled, picked: Sequence[range]) -> NDArray[np.void]:
+        """The elements, gathered from the tiles that hold any of them."""
+        unit = _unit(self._tensor.dtype.itemsize)
+        out: NDArray[np.void] = np.empty([len(one) for one in picked], unit)
+        out[...] = np.frombuffer(place.fill, unit)[0]
+        along = [_by_tile(one, step) for one, step in zip(picked, place.tile, strict=True)]
+        counts = grid(self.shape, place.tile)
+        jobs = []
+        for parts in product(*along):
+            number = 0
+            for (tile, _, _), count in zip(parts, counts, strict=True):
+                number = number * count + tile
+            if (offset := place.offsets[number]) >= 0:
+                jobs.append((offset, parts))
+        length = prod(place.tile) * unit.itemsize
+        found = self._bytes.read_ranges([(offset, length) for offset, _ in jobs])
+        for raw, (_, parts) in zip(found, jobs, strict=True):
+            whole = np.frombuffer(raw, unit).reshape(place.tile)
+            inside = tuple(part for _, part, _ in parts)
+            out[tuple(there for _, _, there in parts)] = whole[inside]
+        return out
+
+
+def _unit(itemsize: int) -> "np.dtype[np.void]":
+    """numpy cannot stride over every type of ml_dtypes, but over runs of bytes of its size."""
+    return np.dtype((np.void, itemsize))
+
+
+def _span(place: Strided, picked: Sequence[range], itemsize: int) -> _Range:
+    """The byte range from the first to the last of the elements, of which there is one at least."""
+    low = high = place.offset
+    for one, stride in zip(picked, place.strides, strict=True):
+        low += min(one[0], one[-1]) * stride
+        high += max(one[0], one[-1]) * stride
+    return low, high + itemsize - low
+
+
+def _as_slice(one: range) -> slice:
+    stop = one.stop if one.stop >= 0 else None
+    return slice(one.start, stop, one.step)
+
+
+def _by_tile(picked: range, step: int) -> list[tuple[int, slice, slice]]:
+    """For each tile along one axis that has any of `picked`: its number, where there, where in the
+    result."""
+    indexes = np.arange(picked.start, picked.stop, picked.step)
+    tiles = indexes // step
+    edges = [0, *(np.flatnonzero(np.diff(tiles)) + 1).tolist(), len(indexes)]
+    parts = []
+    for begin, end in pairwise(edges):
+        tile = int(tiles[begin])
+        low, high = int(indexes[begin]) - tile * step, int(indexes[end - 1]) - tile * step
+        stop = high + (1 if picked.step > 0 else -1)
+        parts.append(
+            (tile, slice(low, stop if stop >= 0 else None, picked.step), slice(begin, end))
+        )
+    return parts

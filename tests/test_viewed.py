@@ -1,0 +1,225 @@
+"""Tensors that are no segment of their own, against numpy on the same bytes."""
+
+import pickle
+import zlib
+from math import prod
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mstore.chunkreader import ChunkReader
+from mstore.chunkstore import Session
+from mstore.database import Database
+from mstore.dtypes import BY_NAME
+from mstore.errors import FormatError, LimitExceededError
+from mstore.filebytes import StoredBytes
+from mstore.ingest import FileToStore, Ingest
+from mstore.layout import Recoded, Strided, Tensor, Tiled, View, cover
+from mstore.objects import Manifest
+from mstore.recoding import decode
+from mstore.sources import BufferSource
+from mstore.storage.memory import MemoryStorage
+from mstore.viewed import ViewTensor
+
+F32 = BY_NAME["f32"]
+
+
+def stored(data: bytes, *views: View, tensors=(), hidden=()) -> list[ViewTensor]:
+    """The views of a file with the content `data`, as stored in small chunks."""
+    db = Database.create(MemoryStorage(), "Ada")
+    layout = cover("test", len(data), tensors, hidden=hidden, views=views)
+    with Session(db) as session:
+        ingest = Ingest(session, threads=1, chunk_size=64)
+        file = FileToStore("f", BufferSource([memoryview(data)]), layout)
+        ((_, manifest),) = ingest.store([file])
+        session.publish(lambda root: root, action="test", author="Ada")
+    assert Manifest.decode(manifest.encode()) == manifest
+    reader = ChunkReader(db)
+    return [ViewTensor("f", view, StoredBytes(manifest, reader), reader) for view in views]
+
+
+def slices(shape):
+    """Slices with any steps, and integers, for each axis."""
+    return st.tuples(
+        *(
+            st.one_of(
+                st.slices(extent), st.integers(0, extent - 1) if extent else st.just(slice(None))
+            )
+            for extent in shape
+        )
+    )
+
+
+shapes = st.lists(st.integers(0, 7), max_size=3).map(tuple)
+
+
+@given(data=st.data(), shape=shapes, offset=st.integers(0, 9))
+def test_strided(data, shape, offset):
+    strides = data.draw(st.tuples(*(st.integers(0, 40) for _ in shape)))
+    span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if prod(shape) else 0
+    raw = np.random.default_rng(1).bytes(offset + span + 4)
+    expected = np.ndarray(shape, "<u4", raw, offset, strides)
+    (view,) = stored(raw, View(Tensor("w", BY_NAME["u32"], shape), Strided(offset, strides)))
+    np.testing.assert_array_equal(view.numpy(), expected)
+    index = data.draw(slices(shape))
+    np.testing.assert_array_equal(view[index], expected[index])
+
+
+@given(data=st.data(), shape=st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple))
+def test_tiled(data, shape):
+    tile = data.draw(st.tuples(*(st.integers(1, 5) for _ in shape)))
+    counts = [-(-n // t) for n, t in zip(shape, tile, strict=True)]
+    padded = np.random.default_rng(2).integers(
+        0, 255, [c * t for c, t in zip(counts, tile, strict=True)], "u2"
+    )
+    fill = np.array([7], "u2")
+    parts, offsets, at = [], [], 3
+    for number in np.ndindex(*counts):
+        where = tuple(slice(i * t, (i + 1) * t) for i, t in zip(number, tile, strict=True))
+        if data.draw(st.booleans()):
+            parts.append(padded[where].tobytes())
+            offsets.append(at)
+            at += len(parts[-1])
+        else:
+            padded[where] = fill
+            offsets.append(-1)
+    expected = padded[tuple(slice(n) for n in shape)]
+    raw = b"xyz" + b"".join(parts)
+    place = Tiled(tile, tuple(offsets), fill.tobytes())
+    (view,) = stored(raw, View(Tensor("w", BY_NAME["u16"], shape), place))
+    np.testing.assert_array_equal(view.numpy(), expected)
+    index = data.draw(slices(shape))
+    np.testing.assert_array_equal(view[index], expected[index])
+
+
+@pytest.mark.parametrize("name", ["bf16", ">bf16", ">f32", "f8_e4m3", "c64", "bool"])
+def test_types(name):
+    dtype = BY_NAME[name]
+    raw = bytes(i % 2 for i in range(16 * dtype.itemsize))
+    step = 2 * dtype.itemsize
+    (view,) = stored(raw, View(Tensor("w", dtype, (8,)), Strided(dtype.itemsize, (step,))))
+    swapped = np.frombuffer(raw, np.uint8).reshape(8, 2, -1)[:, 1]
+    if name == ">bf16":
+        swapped = swapped[:, ::-1]
+    expected = np.ascontiguousarray(swapped).view(view.numpy().dtype).ravel()
+    assert view.numpy().tobytes() == expected.tobytes()
+    assert view.dtype.itemsize == dtype.itemsize
+    assert view[2:3].tobytes() == expected[2:3].tobytes()
+
+
+def test_the_material_of_views_is_typed_and_the_views_are_listed():
+    raw = np.arange(12, dtype="<f4").tobytes()
+    storage = (0, Tensor("storage", F32, (12,)))
+    row = View(Tensor("row", F32, (4,)), Strided(16, (4,)))
+    column = View(Tensor("column", F32, (3,)), Strided(4, (16,)))
+    views = stored(raw, row, column, tensors=[storage], hidden=["storage"])
+    np.testing.assert_array_equal(views[0].numpy(), [4, 5, 6, 7])
+    np.testing.assert_array_equal(views[1].numpy(), [1, 5, 9])
+    assert views[0].stored > 0
+    assert views[0].depth == 0
+
+
+def test_equal_places_of_equal_bytes_have_equal_ids():
+    raw = np.arange(12, dtype="<f4").tobytes()
+    one, other, third = stored(
+        raw,
+        View(Tensor("one", F32, (3,)), Strided(4, (16,))),
+        View(Tensor("other", F32, (3,)), Strided(4, (16,))),
+        View(Tensor("third", F32, (3,)), Strided(8, (16,))),
+    )
+    (changed,) = stored(
+        raw[:4] + b"\1" + raw[5:], View(Tensor("one", F32, (3,)), Strided(4, (16,)))
+    )
+    assert one.id == other.id
+    assert len({one.id, third.id, changed.id}) == 3
+
+
+def test_deflated():
+    values = np.arange(1000, dtype="<f4")
+    packed = zlib.compressobj(9, zlib.DEFLATED, -15)
+    code = packed.compress(b"head" + values.tobytes()) + packed.flush()
+    place = Recoded("deflate", 2, len(code), 4004, 4)
+    (view,) = stored(b"xx" + code + b"tail", View(Tensor("w", F32, (10, 100)), place))
+    np.testing.assert_array_equal(view.numpy(), values.reshape(10, 100))
+    np.testing.assert_array_equal(view[9:2:-3, 5], values.reshape(10, 100)[9:2:-3, 5])
+    place = Recoded("deflate", 2, len(code), 4004, 4)
+    (view,) = stored(b"xx" + code, View(Tensor("w", F32, (10, 100), "F"), place))
+    np.testing.assert_array_equal(view.numpy(), values.reshape(10, 100, order="F"))
+
+
+def test_text_of_pickles():
+    raw = bytes(range(256)) * 2
+    assert decode("latin1", raw.decode("latin-1").encode(), 512) == raw
+    line, *_ = pickle.dumps(raw.decode("latin-1"), protocol=0).split(b"\n")
+    assert decode("escaped", line.removeprefix(b"V"), 512) == raw
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@given(values=st.lists(st.floats(allow_nan=False), max_size=50), times=st.integers(1, 100))
+def test_floats_of_pickles(protocol, values, times):
+    data = pickle.dumps(values * times, protocol=protocol)
+    data = data[2:-1] if protocol >= 2 else data[:-1]
+    expected = np.array(values * times, "<f8").tobytes()
+    assert decode("floats", data, len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("code", "data"),
+    [
+        ("deflate", b"\xff\xff"),
+        ("zlib", b"x"),
+        ("zlib", zlib.compress(bytes(5))),
+        ("zlib", zlib.compress(bytes(3))),
+        ("latin1", "\u0100abc".encode()),
+        ("latin1", b"\xff\xff\xff\xff"),
+        ("floats", b"c__main__\n"),
+        ("floats", b"Fx\n"),
+        ("floats", b"G123"),
+    ],
+)
+def test_a_file_that_holds_something_else(code, data):
+    with pytest.raises(FormatError, match=code):
+        decode(code, data, 4)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "place"),
+    [
+        (Tensor("w", F32, (4,)), Strided(1, (4,))),
+        (Tensor("w", F32, (4,)), Strided(0, (5,))),
+        (Tensor("w", F32, (4,)), Strided(-1, (1,))),
+        (Tensor("w", F32, (4,)), Strided(12, (-4,))),
+        (Tensor("w", F32, (4,)), Strided(0, ())),
+        (Tensor("w", F32, (4,), "F"), Strided(0, (4,))),
+        (Tensor("w", BY_NAME["f4"], (4,)), Strided(0, (1,))),
+        (Tensor("w", F32, (0,)), Strided(17, (4,))),
+        (Tensor("w", F32, (4,)), Tiled((2,), (0, 9), bytes(4))),
+        (Tensor("w", F32, (4,)), Tiled((2,), (0, -2), bytes(4))),
+        (Tensor("w", F32, (4,)), Tiled((2,), (0,), bytes(4))),
+        (Tensor("w", F32, (4,)), Tiled((0,), (0,), bytes(4))),
+        (Tensor("w", F32, (4,)), Tiled((2,), (0, 8), bytes(3))),
+        (Tensor("w", F32, (4,)), Recoded("zlib", 8, 9, 16)),
+        (Tensor("w", F32, (4,)), Recoded("zlib", -1, 9, 16)),
+        (Tensor("w", F32, (4,)), Recoded("zlib", 0, 9, 16, 1)),
+        (Tensor("w", F32, (4,)), Recoded("zlib", 0, -1, 16)),
+    ],
+)
+def test_places_outside_the_file(tensor, place):
+    with pytest.raises(FormatError, match="leaves the file"):
+        cover("test", 16, [], views=[View(tensor, place)])
+
+
+def test_a_view_much_larger_than_its_file():
+    huge = View(Tensor("w", F32, (1 << 40,)), Strided(0, (0,)))
+    with pytest.raises(LimitExceededError, match="'w' would take"):
+        cover("test", 16, [], views=[huge])
+
+
+def test_names_are_told_apart():
+    view = View(Tensor("w", F32, (4,)), Strided(0, (4,)))
+    with pytest.raises(FormatError, match="two tensors are called 'w'"):
+        cover("test", 16, [(0, Tensor("w", F32, (4,)))], views=[view])
+    with pytest.raises(FormatError, match="two tensors are called 'w'"):
+        cover("test", 16, [], views=[view, view])
