@@ -17,6 +17,7 @@ from mstore.database import Database
 from mstore.errors import MstoreError
 from mstore.ids import Id
 from mstore.layout import Layout, Tensor
+from mstore.names import canonical_name
 from mstore.objects import Manifest, SegmentChunks, Snapshot
 from mstore.relatives import Relatives
 from mstore.similar import sketch
@@ -82,8 +83,8 @@ class BaseFinder:
     def add(self, path: str, manifest: Manifest) -> None:
         """Look in this file too, which is being stored now."""
         for tensor, segment in manifest.tensors():
-            if tensor.name:
-                self._new.setdefault(tensor.name, []).append(_Named(natural_key(path), segment))
+            if name := canonical_name(tensor.name):
+                self._new.setdefault(name, []).append(_Named(natural_key(path), segment))
 
     def sketches(self, path: str) -> Rows:
         """The sketches to keep of the file that was asked for at `path`; once."""
@@ -94,15 +95,17 @@ class BaseFinder:
     ) -> tuple[SegmentChunks, ...]:
         """The tensors of that name: one stored just now, and those in the versions before.
 
-        That is those in the same file there, or else the one in the file next to it by name.
+        That is those in the same file there, or else the one in the file next to it by name. In
+        other files, which may be of another format, names need only be canonically the same.
         """
-        new = _nearest(self._new.get(tensor.name, ()), path, tensor, piece)[:_CANDIDATES]
+        name = canonical_name(tensor.name)
+        new = _nearest(self._new.get(name, ()), path, tensor, piece)[:_CANDIDATES]
         at_path = [named[tensor.name] for named in here if tensor.name in named]
         before = [segment for segment in at_path if can_be_base(segment, tensor, piece)]
         if not before and tensor.name:
             if self._everywhere is None:
                 self._everywhere = self._named_everywhere()
-            before = _nearest(self._everywhere.get(tensor.name, ()), path, tensor, piece)
+            before = _nearest(self._everywhere.get(name, ()), path, tensor, piece)
         return (*new, *before[: _CANDIDATES - len(new)])
 
     def _named_at(self, path: str) -> list[dict[str, SegmentChunks]]:
@@ -115,13 +118,14 @@ class BaseFinder:
         ]
 
     def _named_everywhere(self) -> dict[str, list[_Named]]:
-        """Every tensor of the versions, by name; those of the most likely version first."""
+        """Every tensor of the versions by canonical name; those of the likeliest version first."""
         named: dict[str, list[_Named]] = {}
         for snapshot in self._snapshots:
             for path, entry in snapshot.files.items():
                 key = natural_key(path)
                 for tensor, segment in self._tensors(entry.manifest):
-                    named.setdefault(tensor.name, []).append(_Named(key, segment))
+                    name = canonical_name(tensor.name)
+                    named.setdefault(name, []).append(_Named(key, segment))
         return named
 
     def _tensors(self, manifest: Id) -> list[tuple[Tensor, SegmentChunks]]:
@@ -144,18 +148,21 @@ def natural_key(path: str) -> tuple[str | int, ...]:
 def _nearest(named: Sequence[_Named], path: str, tensor: Tensor, piece: int) -> list[SegmentChunks]:
     """Of tensors of one name those that can be a base, one of each element type.
 
+    Those of exactly its name come before others.
+
     It is the one in the file that comes before `path`, or the first one after it where there is
     none: checkpoints of one training lie in files next to each other. The type of `tensor` itself
     comes first.
     """
-    if not named:
-        return []
+    usable = [
+        (one, found)
+        for one in named
+        if (found := one.segment.tensor) is not None and can_be_base(one.segment, tensor, piece)
+    ]
+    exactly = [(one, found) for one, found in usable if found.name == tensor.name]
     key = natural_key(path)
     chosen: dict[str, _Named] = {}
-    for one in sorted(named, key=lambda one: one.key):
-        found = one.segment.tensor
-        if found is None or not can_be_base(one.segment, tensor, piece):
-            continue
+    for one, found in sorted(exactly or usable, key=lambda pair: pair[0].key):
         if one.key <= key or found.dtype.name not in chosen:
             chosen[found.dtype.name] = one
     own = tensor.dtype.name

@@ -22,6 +22,7 @@ from mstore.codecs.energy import sum_of_squares
 from mstore.dtypes import DType
 from mstore.ids import Id, Kind, identify
 from mstore.layout import Layout, Segment
+from mstore.names import canonical_name
 from mstore.objects import Manifest, SegmentChunks
 from mstore.pack import Record
 from mstore.sources import BufferSource, Source
@@ -194,7 +195,9 @@ class Ingest:
     def _repeats_names(self, layout: Layout) -> bool:
         """Whether tensors worth it are named as in a file before, and so may come from those."""
         tensors = [
-            (segment.tensor.name, segment.length) for segment in layout.segments if segment.tensor
+            (canonical_name(segment.tensor.name), segment.length)
+            for segment in layout.segments
+            if segment.tensor
         ]
         repeated = sum(length for name, length in tensors if name in self._names)
         self._names.update(name for name, length in tensors if name and length >= _WORTH_A_BASE)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mstore
-from mstore import ingest
+from mstore import basefinder, ingest
 from mstore.basefinder import natural_key
 from mstore.bases import MAX_DEPTH, BaseReader
 
@@ -24,6 +24,11 @@ def trained(before, seed=1, step=1e-4):
     """Values after some steps of training."""
     noise = np.random.default_rng(seed).normal(0, step, before.shape)
     return (before + noise).astype(before.dtype)
+
+
+def fail(*_):
+    """For what must not be needed."""
+    raise AssertionError("not by name")
 
 
 @pytest.fixture
@@ -49,6 +54,21 @@ class TestByName:
         repo.commit({"w": first}, path="a.safetensors")
         snapshot = repo.commit({"w": trained(first)}, path="b.safetensors")
         assert stored(snapshot, "w", "b.safetensors") < 0.62 * first.nbytes
+
+    def test_a_name_as_another_format_has_it(self, repo, monkeypatch):
+        first = weights()
+        repo.commit({"state_dict.module.w": first}, path="a.safetensors")
+        monkeypatch.setattr(basefinder, "sketch", fail)  # by name alone
+        snapshot = repo.commit({"params/w:0": trained(first)}, path="b.safetensors")
+        assert stored(snapshot, "params/w:0", "b.safetensors") < 0.62 * first.nbytes
+
+    def test_its_own_name_comes_before_one_that_is_only_like_it(self, repo):
+        first, other = weights(), weights(1)
+        repo.commit({"model.w": first, "w": other}, path="a.safetensors")
+        values = {"model.w": trained(first), "w": trained(other)}
+        snapshot = repo.commit(values, path="b.safetensors")
+        for name in values:
+            assert stored(snapshot, name, "b.safetensors") < 0.62 * first.nbytes
 
     def test_depth_is_bounded_however_long_the_series(self, repo):
         values = weights(shape=(64, 512))

@@ -23,6 +23,8 @@ LAYERS: list[set[str]] = [
         "ids",
         "dtypes",
         "layout",
+        "names",
+        "settings",
         "strictjson",
         "numpy_dtypes",
         "tensorfields",

@@ -173,7 +173,7 @@ class Contents:
                 problem = f"is of a file of {manifest.size} bytes where {entry.size} are recorded"
                 harmed[entry] = {(Fault(name, _NOWHERE, problem), None)}
                 continue
-            self.tensors += sum(1 for _ in manifest.tensors())
+            self.tensors += sum(1 for _ in manifest.listed())
             batch.append((entry, manifest))
             waiting += sum(segment.count for segment in manifest.segments)
             if waiting >= _AT_ONCE:

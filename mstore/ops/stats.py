@@ -236,7 +236,7 @@ class _Usage:
             manifest = self.db.manifest(identifier)
             if span[0] < self.ours:
                 self.files += 1
-                self.tensors += sum(1 for _ in manifest.tensors())
+                self.tensors += sum(1 for _ in manifest.listed())
             chunk_ids = manifest.chunk_ids()
             ids += chunk_ids
             counts.append(len(chunk_ids) // ID_SIZE)
