@@ -21,11 +21,13 @@ from mstore.ops.opening import open_files
 from mstore.ops.repack import RepackReport, repack
 from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name, resolve
 from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan
+from mstore.ops.settings import configure
 from mstore.ops.stats import Stats, stats
 from mstore.ops.verify import VerifyReport, verify
 from mstore.ops.where import parse_where
 from mstore.progress import SILENT, Progress
 from mstore.root import Root
+from mstore.settings import Settings
 from mstore.snapshot import Snapshot
 from mstore.sources import BufferSource
 from mstore.storage.base import Storage
@@ -86,6 +88,20 @@ class Repository:
         """The tags of this model: name -> id of the version."""
         refs = self.database.root.refs(self.model_name)
         return MappingProxyType({name: refs.tags[name].hex() for name in sorted(refs.tags)})
+
+    @property
+    def settings(self) -> Settings:
+        """What holds for everybody who writes to the repository, as last seen."""
+        return Settings.of(self.database.root.settings)
+
+    def configure(self, *, refuse_unsafe: bool | None, author: str | None = None) -> None:
+        """Change the settings of the repository, for all models and everybody who uses it.
+
+        `refuse_unsafe` is whether commits are refused that hold a file which would run code when
+        its own library loads it; None is as if it had never been set, which means they are not.
+        """
+        changes = {"refuse-unsafe": refuse_unsafe}
+        configure(self.database, changes, author=author or default_author())
 
     def model(self, name: str) -> "Repository":
         """The same repository, seen as another model; its first commit makes it."""

@@ -20,6 +20,7 @@ from mstore.errors import (
 )
 from mstore.ids import Id
 from mstore.index import IndexRef
+from mstore.settings import Settings, SettingValue
 
 FORMAT_VERSION = 1
 """The version of the repository format this package writes, and the newest it reads."""
@@ -67,7 +68,8 @@ class Root:
     similar tensors are found by (see `sketches`). `forgotten` are commits
     that others name as parents but that are not kept any more. `nonce` tells two writers'
     attempts apart; `time` is microseconds since 1970-01-01 UTC. `restores` is the number
-    of the root whose refs an undo brought back, else None.
+    of the root whose refs an undo brought back, else None. `settings` are those that were set,
+    also such as only a later mstore knows; see `settings.Settings`.
     """
 
     number: int
@@ -85,6 +87,7 @@ class Root:
     doomed: frozenset[str] = frozenset()
     forgotten: frozenset[Id] = frozenset()
     restores: int | None = None
+    settings: Mapping[str, SettingValue] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Root {self.number}: {self.action}, by {self.author}>"
@@ -118,9 +121,11 @@ def encode(root: Root) -> bytes:
     """The bytes of a root as stored: magic, version, checksum, compressed msgpack."""
     # Left out when there are none, as before there were any.
     sketches = {"sketches": [_encode_index(ref) for ref in root.sketches]} if root.sketches else {}
+    settings = {"settings": dict(root.settings)} if root.settings else {}
     body = pack(
         {
             **sketches,
+            **settings,
             "action": root.action,
             "author": check_text("the author", root.author),
             "condemned": sorted(root.condemned),
@@ -203,7 +208,16 @@ def _root_from_map(fields: dict[str, Any]) -> Root:
         doomed=frozenset(typed(key, str) for key in typed(fields["doomed"], list)),
         forgotten=frozenset(checked_id(commit) for commit in typed(fields["forgotten"], list)),
         restores=None if restores is None else checked_size(restores),
+        settings=_settings(fields.get("settings", {})),
     )
+
+
+def _settings(stored: object) -> dict[str, SettingValue]:
+    settings = typed(stored, dict)
+    if not all(type(value) in (bool, int, str) for value in settings.values()):
+        raise TypeError("a setting is no text, number or truth value")
+    Settings.of(settings)
+    return settings
 
 
 def _names(stored: object) -> dict[str, Id]:

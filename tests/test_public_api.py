@@ -51,6 +51,7 @@ def test_members_of_the_main_classes() -> None:
     assert sorted(members(mstore.Repository)) == [
         "branches",
         "commit",
+        "configure",
         "create_branch",
         "create_tag",
         "delete_branch",
@@ -63,6 +64,7 @@ def test_members_of_the_main_classes() -> None:
         "reflog",
         "refresh",
         "repack",
+        "settings",
         "stats",
         "tags",
         "undo",

@@ -85,6 +85,41 @@ def test_a_field_of_another_type_is_malformed(log: RootLog, value: object) -> No
             decode(stored[:12] + checksum.to_bytes(8, "little") + payload, 1)
 
 
+def with_settings(log: RootLog, settings: object) -> bytes:
+    """The first root with these settings in it, under a right checksum."""
+    stored = log.storage.get(root_key(1))
+    fields = unpack(zstandard.ZstdDecompressor().decompress(stored[20:]))
+    payload = zstandard.ZstdCompressor().compress(pack({**fields, "settings": settings}))
+    checksum = xxhash.xxh3_64_intdigest(stored[:12] + payload)
+    return stored[:12] + checksum.to_bytes(8, "little") + payload
+
+
+def test_settings_are_kept_also_such_as_only_a_later_version_knows(log: RootLog) -> None:
+    settings = {"refuse-unsafe": True, "later": "x", "other": 3}
+    root = decode(with_settings(log, settings), 1)
+    assert root.settings == settings
+    assert decode(encode(root), 1).settings == settings
+
+
+def test_a_root_without_settings_is_written_as_before_there_were_any(log: RootLog) -> None:
+    stored = log.storage.get(root_key(1))
+    assert b"settings" not in zstandard.ZstdDecompressor().decompress(stored[20:])
+    assert decode(stored, 1).settings == {}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(None, 1, "x", [], [["refuse-unsafe", True]], {"refuse-unsafe": 1}),
+        *({"refuse-unsafe": "true"}, {"refuse-unsafe": None}, {"later": None}, {"later": [1]}),
+    ],
+    ids=repr,
+)
+def test_settings_of_another_type_are_malformed(log: RootLog, settings: object) -> None:
+    with pytest.raises(CorruptDataError, match="malformed"):
+        decode(with_settings(log, settings), 1)
+
+
 def test_there_is_no_repository() -> None:
     with pytest.raises(NoRepositoryError, match="mstore init"):
         RootLog(MemoryStorage()).newest()

@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "repack": ("repack", "Make the repository smaller, and its newest version quick to read."),
         "reflog": ("reflog", "Show what was done to the repository."),
         "undo": ("reflog", "Take back the last change of branches and tags."),
+        "config": ("config", "Show or change the settings of the repository."),
         "completion": ("completion", "Print the completion script for a shell."),
     },
 }

@@ -26,6 +26,7 @@ from mstore.ops.repack import RepackReport
 from mstore.ops.stats import Deltas, Stats, StoredBytes, Version
 from mstore.ops.verify import Damage, VerifyReport
 from mstore.root import Refs, Root
+from mstore.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
 BEGIN = "<!-- made by tests/docs/generate.py from here -->"
@@ -34,6 +35,7 @@ END = "<!-- to here -->"
 RETURNED: list[type] = [
     FileChange, TensorChange, TensorAt, Numbers, Totals,
     Report, LostCommit, RepackReport, VerifyReport, Damage, Stats, StoredBytes, Deltas, Version, Root, Refs,
+    Settings,
 ]  # fmt: skip
 """Types of values that methods of public classes give back, in the order of the page."""
 
