@@ -197,11 +197,9 @@ def _strides_fit(tensor: Tensor, place: Strided, size: int) -> bool:
         return False
     if min(place.strides, default=0) < 0 or place.offset < 0:
         return False
-    if not tensor.nbytes:
-        return place.offset <= size
-    steps = zip(tensor.shape, place.strides, strict=True)
-    last = place.offset + sum((extent - 1) * stride for extent, stride in steps)
-    return last + tensor.dtype.itemsize <= size
+    if place.offset > size:
+        return False
+    return all(at + length <= size for at, length in extents(View(tensor, place)))
 
 
 def _tiles_fit(tensor: Tensor, place: Tiled, size: int) -> bool:
@@ -223,6 +221,21 @@ def _is_plain(tensor: Tensor) -> bool:
 def grid(shape: tuple[int, ...], tile: tuple[int, ...]) -> tuple[int, ...]:
     """How many tiles lie along each axis."""
     return tuple(-(-extent // step) for extent, step in zip(shape, tile, strict=True))
+
+
+def extents(view: View) -> list[tuple[int, int]]:
+    """The byte ranges (offset, length) of the file that hold the elements of a view."""
+    tensor, place = view.tensor, view.place
+    if isinstance(place, Recoded):
+        return [(place.offset, place.length)]
+    if not tensor.nbytes:
+        return []
+    if isinstance(place, Tiled):
+        length = tensor.dtype.nbytes(place.tile)
+        return [(offset, length) for offset in place.offsets if offset >= 0]
+    steps = zip(tensor.shape, place.strides, strict=True)
+    span = sum((extent - 1) * stride for extent, stride in steps)
+    return [(place.offset, span + tensor.dtype.itemsize)]
 
 
 def cover(

@@ -11,7 +11,7 @@ from mstore.canonical import pack
 from mstore.chunkreader import ChunkReader
 from mstore.filebytes import StoredBytes
 from mstore.ids import identify_tensor
-from mstore.layout import Recoded, Strided, Tiled, View, grid
+from mstore.layout import Recoded, Strided, Tiled, View, extents, grid
 from mstore.numpy_dtypes import Array, array_from_bytes, bytes_of
 from mstore.objects import SegmentChunks
 from mstore.recoding import decode
@@ -33,24 +33,12 @@ class ViewTensor(TensorView):
     @property
     def id(self) -> str:
         """The id of the content, 64 hexadecimal digits: equal ids mean equal tensors."""
-        chunks, starts = self._bytes.chunks(self._extents())
+        chunks, starts = self._bytes.chunks(extents(self._view))
         described = {**view_to_map(self._view), "name": "", "starts": starts}
         return identify_tensor(pack([described, chunks.ids])).hex()
 
     def _chunks(self) -> SegmentChunks:
-        return self._bytes.chunks(self._extents())[0]
-
-    def _extents(self) -> list[_Range]:
-        """The byte ranges of the file that hold the tensor."""
-        place, itemsize = self._view.place, self._tensor.dtype.itemsize
-        if isinstance(place, Recoded):
-            return [(place.offset, place.length)]
-        if not self.nbytes:
-            return []
-        if isinstance(place, Tiled):
-            length = self._tensor.dtype.nbytes(place.tile)
-            return [(offset, length) for offset in place.offsets if offset >= 0]
-        return [_span(place, [range(extent) for extent in self.shape], itemsize)]
+        return self._bytes.chunks(extents(self._view))[0]
 
     def numpy(self) -> Array:
         """The whole tensor as a new array.

@@ -13,7 +13,8 @@ from mstore.codecs import general
 from mstore.errors import CorruptDataError, MstoreError
 from mstore.ids import Id, Kind, identify
 from mstore.index import Index, find_entry
-from mstore.objects import KIND_OF, Commit, FileEntry, Manifest, Snapshot
+from mstore.layout import extents
+from mstore.objects import KIND_OF, Commit, FileEntry, Manifest, SegmentChunks, Snapshot
 from mstore.ops.records import NOT_ITS_ID, Fault, Records, fault_of
 from mstore.pack import check_raw, read_record
 from mstore.root import Root
@@ -214,24 +215,32 @@ class Contents:
         self, manifest: Manifest, rows: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> Iterator[tuple[Fault, str | None]]:
         """What is wrong with the chunks of one file, and in which tensors."""
+        starts = np.cumsum(lengths) - lengths
         start = 0
         for segment in manifest.segments:
             part = slice(start, start + segment.count)
-            here, ids, start = rows[part], as_ids(segment.ids), part.stop
-            tensor = segment.tensor.name if segment.tensor else None
-            known = here >= 0
-            if not known.all():
-                yield Fault(_several(ids[~known]), _NOWHERE, "is in no index"), tensor
-            wrong = known.copy()
-            wrong[known] = self.chunks.rows.raw[here[known]] != lengths[part][known]
-            if wrong.any():
-                yield (
-                    Fault(_several(ids[wrong]), _NOWHERE, "has not the length that the file needs"),
-                    tensor,
-                )
-            for number in np.unique(self.chunks.fault[here[known]]).tolist():
-                if number:
-                    yield self.chunks.faults[number - 1], tensor
+            start = part.stop
+            for fault, bad in self._faults(as_ids(segment.ids), rows[part], lengths[part]):
+                harmed = zip(starts[part][bad].tolist(), lengths[part][bad].tolist(), strict=True)
+                for tensor in _tensors_at(manifest, segment, list(harmed)):
+                    yield fault, tensor
+
+    def _faults(
+        self, ids: Ids, rows: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> Iterator[tuple[Fault, NDArray[np.bool_]]]:
+        """What is wrong with chunks at these rows, and which of them each fault concerns."""
+        known = rows >= 0
+        if not known.all():
+            yield Fault(_several(ids[~known]), _NOWHERE, "is in no index"), ~known
+        if not known.any():
+            return  # and perhaps there are no chunks at all
+        wrong = known & (self.chunks.rows.raw[rows] != lengths)
+        if wrong.any():
+            problem = "has not the length that the file needs"
+            yield Fault(_several(ids[wrong]), _NOWHERE, problem), wrong
+        numbers = np.where(known, self.chunks.fault[rows], 0)
+        for number in np.unique(numbers[numbers > 0]).tolist():
+            yield self.chunks.faults[number - 1], numbers == number
 
     def _trace(self, snapshots: Iterable[Id], harmed: Mapping[FileEntry, _Harmed]) -> None:
         """Find the paths and the commits of harmed files."""
@@ -276,6 +285,25 @@ def _lengths(manifest: Manifest) -> NDArray[np.int64]:
             pieces[-1] = segment.length - segment.piece * (segment.count - 1)
             parts.append(pieces)
     return np.concatenate(parts)
+
+
+def _tensors_at(
+    manifest: Manifest, segment: SegmentChunks, harmed: Sequence[tuple[int, int]]
+) -> list[str | None]:
+    """The tensors that the bytes (offset, length) of a segment belong to; None if to none."""
+    names: list[str | None] = []
+    if segment.tensor is not None and not segment.hidden:
+        names.append(segment.tensor.name)
+    names += [
+        view.tensor.name
+        for view in manifest.views
+        if any(
+            start < at + length and at < start + size
+            for at, length in extents(view)
+            for start, size in harmed
+        )
+    ]
+    return names or [None]
 
 
 def _several(ids: Ids) -> str:

@@ -19,7 +19,7 @@ from mstore.errors import CorruptDataError, MstoreError, StorageError
 from mstore.ids import Kind, identify
 from mstore.index import ROW_SIZE, Index, assemble
 from mstore.ingest import FileToStore
-from mstore.layout import Tensor, cover
+from mstore.layout import Strided, Tensor, View, cover
 from mstore.objects import Commit, FileEntry, Manifest, SegmentChunks, Snapshot
 from mstore.ops import gc
 from mstore.ops.commit import Content, Description, Target, record
@@ -324,6 +324,31 @@ def test_damage_is_told_by_version_file_and_tensor(whole):
     assert {d.problem for d in report.damages} == {"is damaged"}
     assert report.reached_by[second] == "second/main"
     assert {report.reached_by[one] for one in main} <= {"default/main", "default/v1"}
+
+
+def test_damage_is_told_by_the_views_it_harms():
+    broken = Broken()
+    raw = np.random.default_rng(0).bytes(4 * CHUNK)
+    views = [
+        View(Tensor("front", F32, (8,)), Strided(0, (4,))),
+        View(Tensor("across", F32, (2, 8)), Strided(CHUNK - 8, (16, 4))),
+        View(Tensor("back", F32, (8,)), Strided(3 * CHUNK, (4,))),
+    ]
+    storage = (0, Tensor("storage", F32, (CHUNK,)))
+    layout = cover("test", len(raw), [storage], hidden=["storage"], views=views)
+    commit(
+        Database.create(broken, "Ada"),
+        "main",
+        [FileToStore("f", BufferSource([memoryview(raw)]), layout)],
+    )
+    db = Database.open(broken)
+    for number, harmed in enumerate([{"front", "across"}, {"across"}, {None}, {"back"}]):
+        place = chunk_at(db, branch(db), "f", number)
+        broken.flip(pack_key(place.pack), place.offset + place.record_size - 1)
+        report = verify(db, quick=False)
+        assert {damage.tensor for damage in report.damages} == harmed
+        assert report.tensors == 3
+        broken.flip(pack_key(place.pack), place.offset + place.record_size - 1)
 
 
 def test_damage_shared_by_many_versions_is_one_entry():
