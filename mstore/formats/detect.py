@@ -38,19 +38,23 @@ def describe(reader: ByteReader, beside: Beside | None = None) -> tuple[Layout, 
     """
     if beside is not None:
         for companion in COMPANIONS:
-            if (described := companion.layout(reader, beside)) is not None:
-                return described, None
+            if (described := companion.examine(reader, beside)) is not None:
+                return described
+    found = find_format(reader)
+    if found is None:
+        return opaque(reader.size), None
+    try:
+        layout, note = found.examine(reader)
+        return layout, note and note[:_MAX_REASON]
+    except (FormatError, LimitExceededError, UnsafeInputError) as error:
+        reason = error.message[:_MAX_REASON]  # names inside it may be of any length
+        return opaque(reader.size), f"looks like {found.name} but {reason}; stored as opaque bytes"
+
+
+def find_format(reader: ByteReader) -> Format | None:
+    """The format of a file by its content, None if no parser knows it.
+
+    Raises only what reading itself raises.
+    """
     head = reader.read(0, HEAD_SIZE)
-    for candidate in FORMATS:
-        if not candidate.sniff(head, reader):
-            continue
-        try:
-            layout, note = candidate.examine(reader)
-            return layout, note and note[:_MAX_REASON]
-        except (FormatError, LimitExceededError, UnsafeInputError) as error:
-            reason = error.message[:_MAX_REASON]  # names inside it may be of any length
-            return (
-                opaque(reader.size),
-                f"looks like {candidate.name} but {reason}; stored as opaque bytes",
-            )
-    return opaque(reader.size), None
+    return next((known for known in FORMATS if known.sniff(head, reader)), None)
