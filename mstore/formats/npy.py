@@ -16,7 +16,7 @@ from math import prod
 
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats.base import Format, check_shape, quote, read_exactly
+from mstore.formats.base import Finding, Format, check_shape, quote, read_exactly
 from mstore.formats.literal import parse_literal
 from mstore.layout import ByteReader, Layout, Tensor, cover, opaque
 
@@ -24,10 +24,14 @@ MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
 """Most bytes of a header; numpy reads no longer ones either unless told to."""
 
+PICKLED = "holds a pickle, which reading it with allow_pickle would run"
+"""What there is to say of an array of Python objects."""
+
 _BYTES = BY_NAME["u8"]
 _TYPE = re.compile(r"([<>|])([a-zA-Z])([0-9]{0,9})(\[[0-9a-zA-Z]*\])?")
 _KINDS = {"b": "bool", "u": "u", "i": "i", "f": "f", "c": "c"}
 _OPAQUE_KINDS = "biufcmMSUV"
+_TEXTS_AND_DATES = "SUmM"
 
 
 class NpyFormat(Format):
@@ -45,16 +49,30 @@ class NpyFormat(Format):
         numpy reads an array and leaves the file at its end, so files with several arrays exist;
         all but the first stay opaque.
         """
+        return self.examine(reader)[0]
+
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """The layout, and why the array is opaque if it is."""
         found = read_array(reader, "")
-        if found is None:
-            return Layout(self.name, reader.size, opaque(reader.size).segments)
-        return cover(self.name, reader.size, [found])
+        if isinstance(found, str):
+            layout = Layout(self.name, reader.size, opaque(reader.size).segments)
+            return layout, f"opaque bytes for its array, which {found}" if found else None
+        return cover(self.name, reader.size, [found]), None
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """An array of Python objects, which is a pickle."""
+        try:
+            read_array(reader, "")
+        except UnsafeInputError:
+            return [Finding("unknown", PICKLED)]
+        return []
 
 
-def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | None:
-    """Where the array of an npy file starts and what it is; None if its type is no `DType`.
+def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | str:
+    """Where the array of an npy file starts and what it is, as a tensor called `name`.
 
-    `name` becomes the name of the tensor. Raises as `Format.layout` does.
+    If its type is no `DType`, a text instead: what is so about it, or nothing if it is text or
+    dates, which are no numbers. Raises as `Format.layout` does.
     """
     text, start = _read_header(reader)
     header = parse_literal(text)
@@ -72,7 +90,8 @@ def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | None:
         raise FormatError(f"its array needs {needed} bytes, but {reader.size - start} are there")
     dtype = _dtype(descr)
     if dtype is None:
-        return None
+        is_text = isinstance(descr, str) and descr[1] in _TEXTS_AND_DATES
+        return "" if is_text else f"has elements of type {quote(str(descr))}"
     order = "F" if fortran and len(shape) > 1 else "C"
     return start, Tensor(name, dtype, shape, order)  # type: ignore[arg-type]
 

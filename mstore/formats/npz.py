@@ -1,20 +1,25 @@
 """npz: numpy's zip of npy files, one for each array, stored or deflated.
 
-Arrays in stored members are tensors named as numpy names them, by the member without `.npy`.
-Deflated members, members that hold Python objects or other types that are no `DType`, and members
-that are no npy files stay opaque.
+Arrays are tensors named as numpy names them, by the member without `.npy`. Those in deflated
+members are views: of such a member only the first bytes are inflated, for the header. Members that
+hold Python objects or other types that are no `DType`, and members that are no npy files, stay
+opaque. Source: numpy.lib.npyio and the format section of numpy.lib.format.
 """
 
-import re
+from collections.abc import Iterator
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
-from mstore.formats.base import Format, WindowReader, quote
-from mstore.formats.npy import read_array
-from mstore.layout import ByteReader, Layout, Tensor, cover
+from mstore.formats.base import Finding, Format, WindowReader, quote
+from mstore.formats.deflated import InflatedHead, recoded
+from mstore.formats.npy import PICKLED, read_array
+from mstore.formats.shifting import Contents, cover_all
+from mstore.layout import ByteReader, Layout, View
 
-_SUFFIX = ".npy"
-_FIRST_IS_ARRAY = re.compile(rb"PK\x03\x04.{22}(?P<size>..)..", re.DOTALL)
+SUFFIX = ".npy"
+"""How the names of the members that hold arrays end."""
+
+_MAX_TOLD = 2
 
 
 class NpzFormat(Format):
@@ -24,39 +29,80 @@ class NpzFormat(Format):
 
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
         """A zip whose first member, or whose directory, names an npy file."""
-        match = _FIRST_IS_ARRAY.match(head)
-        if match is None:
+        if not (first := zipdir.first_name(head)):
             return False
-        name_end = match.end() + int.from_bytes(match["size"], "little")
-        if head[match.end() : name_end].endswith(_SUFFIX.encode()):
+        if first.endswith(SUFFIX):
             return True
         try:
-            return any(member.name.endswith(_SUFFIX) for member in zipdir.read_members(reader))
+            return any(_arrays(reader))
         except (FormatError, LimitExceededError):
             return False
 
     def layout(self, reader: ByteReader) -> Layout:
-        """Every array in a stored member; the rest of the archive is opaque."""
-        tensors: list[tuple[int, Tensor]] = []
-        for member in zipdir.read_members(reader):
-            if member.name.endswith(_SUFFIX) and member.method == zipdir.STORED:
-                tensors += _read_member(reader, member)
-        return cover(self.name, reader.size, tensors)
+        """Every array; the rest of the archive is opaque."""
+        return self.examine(reader)[0]
+
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """The layout, and which arrays are none that have an element type."""
+        parts: list[Contents] = []
+        left: list[tuple[str, str]] = []
+        for member in _arrays(reader):
+            found = read_member(reader, member, member.name.removesuffix(SUFFIX))
+            if isinstance(found, Contents):
+                parts.append(found)
+            elif found:
+                left.append((member.name, found))
+        layout = cover_all(self.name, reader.size, parts)
+        return layout, opaque_note(left, len(parts) + len(left), "arrays")
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """Arrays of Python objects, which are pickles."""
+        return [
+            Finding("unknown", PICKLED, member.name)
+            for member in _arrays(reader)
+            if read_member(reader, member, "") == _OBJECTS
+        ]
 
 
-def _read_member(reader: ByteReader, member: zipdir.Member) -> list[tuple[int, Tensor]]:
-    """The array in a stored member, or nothing if it is to stay opaque."""
-    window = WindowReader(reader, member.data, member.size)
+def _arrays(reader: ByteReader) -> Iterator[zipdir.Member]:
+    return (m for m in zipdir.read_members(reader) if m.name.endswith(SUFFIX))
+
+
+_OBJECTS = "holds Python objects"
+
+
+def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Contents | str:
+    """The array in a member that is an npy file, as a tensor called `name`.
+
+    A text instead when it stays opaque: why it does, or nothing where it holds text or dates.
+    Raises FormatError and LimitExceededError as `Format.layout` does.
+    """
     try:
-        found = read_array(window, member.name.removesuffix(_SUFFIX))
+        if member.method == zipdir.STORED:
+            found = read_array(WindowReader(reader, member.data, member.size), name)
+        else:
+            found = read_array(InflatedHead(reader, member), name)
     except UnsafeInputError:
         # Python objects beside plain arrays are usual in npz files. Not describing them as
         # anything is as safe as refusing, and keeps the other arrays readable.
-        return []
+        return _OBJECTS
     except (FormatError, LimitExceededError) as error:
         message = f"in its member {quote(member.name)}, {error.message}"
         raise type(error)(message) from None
-    if found is None:
-        return []
+    if isinstance(found, str):
+        return found
     start, tensor = found
-    return [(member.data + start, tensor)]
+    if member.method == zipdir.STORED:
+        return Contents(((member.data + start, tensor),))
+    if start + tensor.nbytes != member.size:
+        raise FormatError(f"its member {quote(member.name)} holds more than its array")
+    return Contents(views=(View(tensor, recoded(member, start)),))
+
+
+def opaque_note(left: list[tuple[str, str]], count: int, things: str) -> str | None:
+    """What to tell of those of `count` things that stay opaque: their names and why they do."""
+    if not left:
+        return None
+    told = [f"{quote(name)} {why}" for name, why in left[:_MAX_TOLD]]
+    more = ", …" if len(left) > _MAX_TOLD else ""
+    return f"opaque bytes for {len(left)} of {count} {things}: {', '.join(told)}{more}"

@@ -7,13 +7,15 @@
 
 zip readers differ in what they trust: the central directory or the local headers, the first or the
 last of two members with one name. So everything that is written twice must agree here, and members
-must not share bytes. Nothing is ever inflated, and checksums of the data are not computed: that
-would mean reading the data. Source: PKWARE's APPNOTE 6.3.10, sections 4.3 to 4.5.
+must not share bytes. Nothing is inflated here, and checksums of the data are only compared with
+each other, not computed: that would mean reading the data, and a file comes back byte for byte
+whatever its checksums say. Source: PKWARE's APPNOTE 6.3.10, sections 4.3 to 4.5.
 """
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import quote, read_exactly
@@ -25,7 +27,7 @@ MAGIC = b"PK\x03\x04"
 MAX_DIRECTORY = 64 * 1024 * 1024
 """Most bytes of a central directory; about 100 per member are usual."""
 
-MAX_MEMBERS = 500_000
+MAX_MEMBERS = 250_000
 """Most members in one archive."""
 
 STORED, DEFLATED = 0, 8
@@ -72,13 +74,45 @@ class _Entry:
     header: int
 
 
-def read_members(reader: ByteReader) -> list[Member]:
+_known: WeakKeyDictionary[ByteReader, tuple[Member, ...] | FormatError | LimitExceededError] = (
+    WeakKeyDictionary()
+)
+"""What has been read, as several formats are zip archives and each looks at the directory."""
+
+
+def read_members(reader: ByteReader) -> tuple[Member, ...]:
     """The members of a zip archive in the order in which they lie in the file.
 
     Raises FormatError for anything doubtful: records that disagree, members that overlap, names
     that are repeated or leave the archive's own folder, encryption, methods other than stored and
     deflated. Raises LimitExceededError for a directory of unreasonable size.
     """
+    found = _known.get(reader)
+    if found is None:
+        try:
+            found = tuple(_read_members(reader))
+        except (FormatError, LimitExceededError) as error:
+            found = type(error)(error.message)  # another one, as `error` refers to the reader
+        _known[reader] = found
+    if isinstance(found, tuple):
+        return found
+    raise type(found)(found.message)
+
+
+def count_members(reader: ByteReader) -> int:
+    """How many members an archive claims to have; raises as `read_members`, but costs little."""
+    return _find_directory(reader)[2]
+
+
+def first_name(head: bytes) -> str:
+    """The name of the first member, by the start of an archive; empty if it is none."""
+    if not head.startswith(MAGIC) or len(head) < _LOCAL.size:
+        return ""
+    size = int.from_bytes(head[26:28], "little")
+    return head[_LOCAL.size : _LOCAL.size + size].decode("utf-8", "replace")
+
+
+def _read_members(reader: ByteReader) -> list[Member]:
     start, size, count = _find_directory(reader)
     if size > MAX_DIRECTORY or count > MAX_MEMBERS:
         raise LimitExceededError(f"its directory claims {count} members in {size} bytes")

@@ -46,8 +46,8 @@ def other_zip():
 def test_known_files(name):
     layout, warning = describe(BytesReader(FILES[name]))
     assert (layout.format, warning) == (name.split()[0], None)
-    found = [s.tensor for s in layout.segments if s.tensor is not None]
-    counts = {"safetensors": 2, "npy": 1, "npz": 2, "npz deflated": 0, "torch": 1}
+    found = [s.tensor for s in (*layout.segments, *layout.views) if s.tensor is not None]
+    counts = {"safetensors": 2, "npy": 1, "npz": 2, "npz deflated": 2, "torch": 1}
     assert len(found) == counts[name]
 
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats.base import BytesReader
-from mstore.formats.npy import NpyFormat
+from mstore.formats.base import BytesReader, Finding
+from mstore.formats.npy import PICKLED, NpyFormat
 from mstore.layout import Segment
 from mstore.numpy_dtypes import array_from_bytes
 
@@ -184,6 +184,19 @@ OBJECTS = {
 def test_objects_are_unsafe(data):
     with pytest.raises(UnsafeInputError):
         layout(data)
+    assert NpyFormat().findings(BytesReader(data)) == [Finding("unknown", PICKLED)]
+
+
+def test_what_there_is_to_tell_of_other_types():
+    for array, told in (
+        (np.arange(3), None),
+        (np.array(["a"]), None),
+        (np.array(["2024"], "M8[D]"), None),
+        (np.zeros(3, "V7"), "opaque bytes for its array, which has elements of type '|V7'"),
+    ):
+        reader = BytesReader(saved(array))
+        assert NpyFormat().examine(reader)[1] == told
+        assert NpyFormat().findings(reader) == []
 
 
 TOO_MUCH = {

@@ -1,17 +1,22 @@
 """The npz parser and the zip directory reader, against numpy's files and hostile archives."""
 
+import gc
 import io
 import struct
+import tracemalloc
+import weakref
 import zipfile
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
 from mstore.errors import FormatError, LimitExceededError
+from mstore.formats import deflated as deflated_module
 from mstore.formats import zipdir
 from mstore.formats.base import BytesReader
 from mstore.formats.npz import NpzFormat
-from mstore.numpy_dtypes import array_from_bytes
 
 ARRAYS = {
     "w": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -47,17 +52,14 @@ def layout(data):
     return NpzFormat().layout(BytesReader(data))
 
 
-def arrays_of(data):
-    found = {}
-    for segment in layout(data).segments:
-        if (tensor := segment.tensor) is not None:
-            raw = data[segment.offset : segment.offset + segment.length]
-            found[tensor.name] = array_from_bytes(raw, tensor.dtype, tensor.shape, tensor.order)
-    return found
+@pytest.fixture
+def arrays_of(read_tensors):
+    return lambda data: read_tensors(data, layout(data))
 
 
-def test_reads_what_numpy_wrote():
-    data = npz()
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_reads_what_numpy_wrote(arrays_of, save):
+    data = npz(save)
     found = arrays_of(data)
     expected = np.load(io.BytesIO(data))
     assert set(found) == set(expected.files) == set(ARRAYS)
@@ -66,7 +68,7 @@ def test_reads_what_numpy_wrote():
         assert array.tobytes() == expected[name].tobytes()
 
 
-def test_reads_archives_written_to_a_pipe():
+def test_reads_archives_written_to_a_pipe(arrays_of):
     class Pipe(io.RawIOBase):
         def __init__(self):
             self.written = b""
@@ -89,24 +91,60 @@ def test_reads_archives_written_to_a_pipe():
     }
 
 
-def test_deflated_members_stay_opaque():
+def test_deflated_members_are_views():
     data = npz(np.savez_compressed)
     assert NpzFormat().sniff(data[:4096], BytesReader(data))
-    assert arrays_of(data) == {}
-    assert layout(data).size == len(data)
+    found = layout(data)
+    assert {view.tensor.name for view in found.views} == set(ARRAYS)
+    assert [s.tensor for s in found.segments] == [None]
 
 
-def test_other_members_stay_opaque():
+def test_large_deflated_members(arrays_of):
+    """Longer than what is inflated of them: noise, constants, and many short blocks."""
+    arrays = {
+        "noise": np.random.default_rng(1).normal(size=40_000),
+        "constant": np.zeros(1 << 22, np.int8),
+        "empty": np.zeros((0, 7)),
+    }
+    assert all(
+        (arrays_of(npz(np.savez_compressed, **arrays))[n] == arrays[n]).all() for n in arrays
+    )
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    pieces = b"".join(
+        compressor.compress(CONTENT[at : at + 1]) + compressor.flush(zlib.Z_FULL_FLUSH)
+        for at in range(len(CONTENT))
+    )
+    data = build(deflated(content=pieces + compressor.flush()))
+    assert arrays_of(data)["a"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.filterwarnings("ignore:Custom dtypes are saved as python objects:UserWarning")
+def test_other_members_stay_opaque(arrays_of, compression):
     data = archive(
         ("meta.json", "{}"),
         ("folder/", b""),
         ("a.npy", npy(np.arange(3))),
         ("objects.npy", npy(np.array([None]))),
         ("text.npy", npy(np.array(["x"]))),
+        ("record.npy", npy(np.zeros(3, "i4,f8"))),
+        compression=compression,
         comment=b"PK\5\6 a comment that looks like an end record",
     )
-    assert NpzFormat().sniff(data[:4096], BytesReader(data))
+    reader = BytesReader(data)
+    assert NpzFormat().sniff(data[:4096], reader)
     assert set(arrays_of(data)) == {"a"}
+    _, note = NpzFormat().examine(reader)
+    assert note.startswith("opaque bytes for 2 of 3 arrays: 'objects.npy' holds Python objects, ")
+    (finding,) = NpzFormat().findings(reader)
+    assert (finding.danger, finding.where) == ("unknown", "objects.npy")
+
+
+def test_good_archives_have_no_note_and_no_findings():
+    for save in (np.savez, np.savez_compressed):
+        data = npz(save, format=np.array(b"csr"), **ARRAYS)
+        assert NpzFormat().examine(BytesReader(data))[1] is None
+        assert NpzFormat().findings(BytesReader(data)) == []
 
 
 def test_other_archives_are_not_claimed():
@@ -216,12 +254,26 @@ NARROW = {
 WIDE = struct.pack("<2HQQ", 1, 16, len(CONTENT), len(CONTENT))
 
 
-def test_hand_made_archives_are_good_before_they_are_bad():
+def deflate(content):
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compressor.compress(content) + compressor.flush()
+
+
+def deflated(content=None, **changes):
+    """A deflated member; `size` is that of the whole array unless told otherwise."""
+    return member(
+        content=content or deflate(CONTENT), **{"method": 8, "size": len(CONTENT)} | changes
+    )
+
+
+def test_hand_made_archives_are_good_before_they_are_bad(arrays_of):
     for data in (
         build(member()),
         build(member(), member(b"b.npy")),
         build(member(flags=8, local_crc=0, local_size=0, local_compressed=0)),
         build(member(local_extra=b"FB\3\0ZZZ")),
+        build(deflated()),
+        build(deflated(), member(b"b.npy")),
         build(member(size=0xFFFFFFFF, compressed=0xFFFFFFFF, extra=WIDE, local_extra=WIDE)),
         zip64(),
         zip64(NARROW),
@@ -297,6 +349,22 @@ MALFORMED = {
     "zip64 record away from its locator": zip64(between=b"x"),
     "zip64 record of another length": zip64(length=45),
     "end record only, zip64": struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, *[0xFFFF] * 2, 0, 0, 0),
+    "deflated holds less": build(deflated(size=len(CONTENT) + 1)),
+    "deflated holds more": build(deflated(size=len(CONTENT) - 1)),
+    "deflated and more behind": build(deflated(deflate(CONTENT) + b"x")),
+    "deflated and cut": build(deflated(deflate(CONTENT)[:-1])),
+    "deflated damaged": build(deflated(b"\xff" * 90)),
+    "deflated empty": build(deflated(b"\3\0", size=0)),
+    "deflated array and more": build(
+        deflated(deflate(CONTENT + b"x"), size=len(CONTENT) + 1)
+    ),
+    "deflated large array and more": build(
+        deflated(deflate(npy(np.arange(9000)) + b"x"), size=128 + 72_000 + 1)
+    ),
+    "deflated holds less than a large array": build(
+        deflated(deflate(npy(np.arange(9000))), size=72_000)
+    ),
+    "deflated blocks of nothing": build(deflated(bytes([0, 0, 0, 0xFF, 0xFF]) * 20_000)),
     "cut": build(member())[:-1],
     "empty file": b"",
 }  # fmt: skip
@@ -324,16 +392,78 @@ def test_too_much(monkeypatch):
         layout(build(member()))
 
 
-def test_a_bomb_is_never_inflated():
-    bomb = archive(("a.npy", npy(np.zeros(1 << 24, np.uint8))), compression=zipfile.ZIP_DEFLATED)
+class Watched(BytesReader):
+    most = 0
 
-    class Watched(BytesReader):
-        most = 0
+    def read(self, offset, length):
+        self.most = max(self.most, length)
+        return super().read(offset, length)
 
-        def read(self, offset, length):
-            self.most = max(self.most, length)
-            return super().read(offset, length)
 
-    reader = Watched(bomb)
-    assert [s.tensor for s in NpzFormat().layout(reader).segments] == [None]
+def test_only_the_head_is_inflated():
+    data = archive(("a.npy", npy(np.zeros(1 << 26, np.uint8))), compression=zipfile.ZIP_DEFLATED)
+    reader = Watched(data)
+    tracemalloc.start()
+    (view,) = NpzFormat().layout(reader).views
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert view.tensor.shape == (1 << 26,)
     assert reader.most < 70_000
+    assert peak < 1 << 20
+
+
+def huge(size):
+    """A deflated array of `size` bytes, of which only the header is there."""
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (%d,), }" % (size - 128)
+    head = b"\x93NUMPY\1\0\x76\0" + header.ljust(117) + b"\n"
+    assert len(head) == 128
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    return compressor.compress(head) + compressor.flush(zlib.Z_FULL_FLUSH)
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 32) - 2])
+def test_a_bomb_is_too_much(size):
+    """No deflated bytes can hold as much as these claim to."""
+    with pytest.raises(LimitExceededError, match=r"'a\.npy'.*claim"):
+        layout(build(deflated(huge(size), size=size)))
+
+
+def test_terabytes_are_too_much(monkeypatch):
+    monkeypatch.setattr(deflated_module, "MAX_SIZE", len(CONTENT) - 1)
+    with pytest.raises(LimitExceededError, match="claim"):
+        layout(build(deflated()))
+
+
+class Counting(BytesReader):
+    reads = 0
+
+    def read(self, offset, length):
+        self.reads += 1
+        return super().read(offset, length)
+
+
+def test_a_directory_is_read_once():
+    reader = Counting(npz())
+    members = zipdir.read_members(reader)
+    reads = reader.reads
+    assert zipdir.read_members(reader) == members
+    assert reader.reads == reads > 0
+
+
+def test_a_bad_directory_is_read_once():
+    reader = Counting(npz()[:-1])
+    for _ in range(2):
+        with pytest.raises(FormatError, match="cut short"):
+            zipdir.read_members(reader)
+    assert reader.reads == 1
+
+
+@pytest.mark.parametrize("data", [npz(), npz()[:-1]], ids=["good", "bad"])
+def test_what_is_known_of_a_directory_goes_with_its_reader(data):
+    reader = BytesReader(data)
+    with suppress(FormatError):
+        zipdir.read_members(reader)
+    gone = weakref.ref(reader)
+    del reader
+    gc.collect()
+    assert gone() is None
