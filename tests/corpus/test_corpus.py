@@ -1,0 +1,149 @@
+"""Every good file comes back byte for byte, and every tensor as its own library loads it."""
+
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import Array, Case, native
+from good import LIBRARIES, good_files, writers
+
+import mstore
+from mstore.database import Database
+from mstore.formats.detect import COMPANIONS, FORMATS
+from mstore.ops.commit import Description
+from mstore.snapshot import Snapshot
+from mstore.storage.local import LocalStorage
+from mstore.tensors import TensorView
+from mstore.worktree import Worktree
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+WAITING = {"pickle", "joblib", "hdf5", "keras", "onnx", "gguf", "flax", "skops", "zip"}
+"""Formats that have no parser: their files are only kept byte for byte."""
+
+NOT_YET = {"numpy": "deflated members", "torch": "views of storages, and arrays of numpy"}
+"""What is not described yet in the files of a library."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """All good files in one version of one repository."""
+
+    directory: Path
+    cases: list[Case]
+    version: Snapshot
+    told: dict[str, str]
+
+    def of(self, library: str) -> list[Case]:
+        """The cases of one library whose format is known."""
+        return [
+            case
+            for case in self.cases
+            if case.path.startswith(f"{library}/") and case.format not in WAITING
+        ]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    directory = tmp_path_factory.mktemp("corpus")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cases = list(good_files(directory))
+    db = Database.create(LocalStorage(directory / ".mstore"), "Ada")
+    tree = Worktree.create(directory, db)
+    tree.commit(Description("Ada", "all good files"))
+    told = dict(warning.split(": ", 1) for warning in tree.warnings)
+    return Corpus(directory, cases, mstore.Repository(db)["main"], told)
+
+
+def failures(found: list[str]) -> None:
+    """Fail with one line for each thing that is wrong."""
+    if found:
+        pytest.fail(f"{len(found)} failures:\n" + "\n".join(found), pytrace=False)
+
+
+def test_there_are_enough_of_them(corpus):
+    assert len(corpus.cases) >= 100
+    assert len({case.path for case in corpus.cases}) == len(corpus.cases)
+    assert tuple(writers()) == LIBRARIES
+    for library in LIBRARIES:
+        assert any(case.path.startswith(f"{library}/") for case in corpus.cases)
+    known = {one.name for one in (*FORMATS, *COMPANIONS)} | {"opaque"}
+    assert {case.format for case in corpus.cases} == known | WAITING
+    assert not known & WAITING
+
+
+def test_every_file_comes_back_byte_for_byte(corpus, tmp_path):
+    corpus.version.checkout(tmp_path / "out")
+    there = {p.relative_to(corpus.directory) for p in corpus.directory.rglob("*") if p.is_file()}
+    there = {path for path in there if path.parts[0] != ".mstore"}
+    assert {Path(case.path) for case in corpus.cases} <= there
+    assert {str(path) for path in there} == set(corpus.version.files)
+    failures(
+        [
+            f"{path} differs"
+            for path in sorted(there)
+            if (tmp_path / "out" / path).read_bytes() != (corpus.directory / path).read_bytes()
+        ]
+    )
+
+
+def test_no_good_file_is_refused(corpus):
+    """All are recognised as what they are, and nothing is told of them but what is meant to be."""
+    wrong = []
+    for case in corpus.cases:
+        if case.format in WAITING:
+            continue
+        found, told = corpus.version.files[case.path].format, corpus.told.get(case.path, "")
+        if found != case.format:
+            wrong.append(f"{case.path} is taken for {found}, not {case.format}: {told}")
+        elif case.told not in told or bool(case.told) != bool(told):
+            wrong.append(f"{case.path}: {told!r} is said, not {case.told!r}")
+    failures(wrong)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_every_tensor_is_what_its_library_loads(corpus, library, request):
+    if library in NOT_YET:
+        request.applymarker(pytest.mark.xfail(reason=NOT_YET[library]))
+    wrong = []
+    for case in corpus.of(library):
+        expected, found = case.tensors(), corpus.version.files[case.path].tensors
+        if missing := expected.keys() - found.keys():
+            wrong.append(f"{case.path} lacks {sorted(missing)[:5]}")
+        if extra := found.keys() - expected.keys():
+            wrong.append(f"{case.path} has also {sorted(extra)[:5]}")
+        wrong += [
+            f"{case.path}: {name!r} {problem}"
+            for name in expected.keys() & found.keys()
+            if (problem := difference(found[name], expected[name]))
+        ]
+    failures(wrong)
+
+
+def difference(tensor: TensorView, expected: Array) -> str:
+    """In what a tensor differs from the array that its library loads; empty if in nothing."""
+    whole, wanted = native(tensor.numpy()), native(expected)
+    if (whole.dtype, whole.shape) != (wanted.dtype, wanted.shape):
+        return f"is {whole.dtype}{whole.shape}, not {wanted.dtype}{wanted.shape}"
+    if whole.tobytes() != wanted.tobytes():
+        return "has other bits"
+    index = some_part(wanted)
+    part = native(np.asarray(tensor[index]))
+    if part.tobytes() != wanted[index].tobytes() or part.shape != wanted[index].shape:
+        return f"has other bits at {index}"
+    return ""
+
+
+def some_part(array: Array) -> tuple[slice | int, ...]:
+    """A slice or a number for each axis of an array, the same in every run."""
+    chance = random.Random(repr(array.shape))
+    return tuple(
+        chance.randrange(extent)
+        if extent and chance.random() < 0.3
+        else slice(chance.randrange(extent + 1), None, chance.choice((1, 2, 3)))
+        for extent in array.shape
+    )
