@@ -6,6 +6,7 @@ from mstore.formats.companion import Companion
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.safetensors import SafetensorsFormat
+from mstore.formats.tensorbundle import TensorBundleCompanion, TensorflowIndexFormat
 from mstore.formats.torch_zip import TorchFormat
 from mstore.layout import Beside, ByteReader, Layout, opaque
 
@@ -14,13 +15,16 @@ FORMATS: list[Format] = [
     NpyFormat(),
     TorchFormat(),
     NpzFormat(),
+    TensorflowIndexFormat(),
 ]
 """Every known format; the first whose `sniff` says yes describes the file.
 
 A format that is a special case of another comes before it.
 """
 
-COMPANIONS: list[Companion] = []
+COMPANIONS: list[Companion] = [
+    TensorBundleCompanion(),
+]
 """Every known format whose data files are described by others; asked before `FORMATS`."""
 
 _MAX_REASON = 300

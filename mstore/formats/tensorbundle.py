@@ -1,0 +1,316 @@
+"""Checkpoints of TensorFlow, also those inside SavedModels (`variables/`): tensor bundles.
+
+    X.index                  a sorted table: the key "" has the header {1 number of data files,
+                             2 byte order, 3 version}, the key of each tensor its entry {1 type,
+                             2 shape, 3 number of the data file, 4 offset, 5 size, 7 slices}
+    X.data-00000-of-00002    the tensors of the first of two data files, one after the other
+
+What a data file holds is said by the index beside it. Keys of variables in checkpoints of objects
+end in "/.ATTRIBUTES/VARIABLE_VALUE", which is left out of their names. Tensors of strings stay
+opaque. A tensor that was saved in slices has an entry for each, under a key that encodes its name
+and the slice; slices along the first axis that lie one after the other are the tensor itself.
+Source: `tensor_bundle.proto`, `tensor_bundle.h` and `saved_tensor_slice_util.cc` of TensorFlow.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from mstore.dtypes import BY_NAME, DType
+from mstore.errors import FormatError, LimitExceededError
+from mstore.formats.base import MAX_DIMS, BytesReader, Format, check_shape, quote
+from mstore.formats.companion import Companion, Placed
+from mstore.formats.naming import Names
+from mstore.formats.protobuf import VARINT, Field, Wire
+from mstore.formats.sstable import read_table
+from mstore.layout import ByteReader, Layout, Segment, Tensor
+
+MAX_TENSORS = 100_000
+"""Most entries of one index; the largest published checkpoints have some ten thousand."""
+
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+_DATA_FILE = re.compile(r"(.+)\.data-[0-9]{5,}-of-[0-9]{5,}", re.DOTALL)
+# The first entry of the table, whose key is empty: a header of one or more files and a version.
+_HEAD = re.compile(
+    rb"\0\0[\x06-\x40]\x08[\x80-\xff]{0,2}[\x01-\x7f](?:\x10[\0\1])?\x1a[\x02-\x20]\x08[\x01-\x7f]"
+)
+_VERSION = 1
+_MAX_SLICES = 4096
+_INVALID, _STRING, _RESOURCE, _VARIANT = 0, 7, 20, 21
+_NO_NUMBERS = _STRING, _RESOURCE, _VARIANT
+
+# Element types by their number, with a word for what the type itself does not say. Those of less
+# than a byte take a whole one each.
+_TYPES: dict[int, tuple[DType, str]] = {
+    number: (BY_NAME[name], kind)
+    for number, name, kind in [
+        (1, "f32", ""), (2, "f64", ""), (3, "i32", ""), (4, "u8", ""), (5, "i16", ""),
+        (6, "i8", ""), (8, "c64", ""), (9, "i64", ""), (10, "bool", ""), (11, "i8", "qint8"),
+        (12, "u8", "quint8"), (13, "i32", "qint32"), (14, "bf16", ""), (15, "i16", "qint16"),
+        (16, "u16", "quint16"), (17, "u16", ""), (18, "c128", ""), (19, "f16", ""),
+        (22, "u32", ""), (23, "u64", ""), (24, "f8_e5m2", ""), (25, "f8_e4m3", ""),
+        (26, "f8_e4m3fnuz", ""), (27, "u8", "float8_e4m3b11fnuz"), (28, "f8_e5m2fnuz", ""),
+        (29, "i8", ""), (30, "u8", ""), (31, "i8", ""), (32, "u8", ""),
+        (33, "u8", "float4_e2m1fn"),
+    ]
+}  # fmt: skip
+
+_Slice = tuple[tuple[int, int], ...]
+"""Start and length along each axis; 0 and -1 for all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    files: int
+    big_endian: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the index says of one tensor, or of one slice of one.
+
+    `sliced` is the whole message if the tensor was saved in slices, which are listed in it.
+    """
+
+    dtype: int
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+    size: int
+    sliced: bytes = b""
+
+
+class TensorBundleCompanion(Companion):
+    """The data files of checkpoints, by the index beside them."""
+
+    name = "tensorflow-data"
+
+    def describers(self, name: str, names: Collection[str]) -> Iterable[str]:
+        """The index of the same checkpoint, if it is there."""
+        match = _DATA_FILE.fullmatch(name)
+        return [index] if match and (index := f"{match[1]}.index") in names else []
+
+    def parse(self, reader: ByteReader, describer: str) -> Mapping[str, Placed]:
+        """The tensors in each data file."""
+        header, entries = _read_index(reader)
+        prefix = describer.removesuffix(".index")
+        files: dict[str, list[tuple[int, Tensor]]] = {}
+        names = Names()
+        for name, entry in _without_slices(entries):
+            if (tensor := _tensor(names.add(name), entry, header)) is not None:
+                file = f"{prefix}.data-{entry.file:05}-of-{header.files:05}"
+                files.setdefault(file, []).append((entry.offset, tensor))
+        return files
+
+
+class TensorflowIndexFormat(Format):
+    """The index of a checkpoint: opaque, but read to see whether it is in order."""
+
+    name = "tensorflow-index"
+
+    def sniff(self, head: bytes, reader: ByteReader) -> bool:
+        """A table whose first key is empty, and whose value is a header."""
+        return _HEAD.match(head) is not None
+
+    def layout(self, reader: ByteReader) -> Layout:
+        """One opaque segment."""
+        TensorBundleCompanion().parse(reader, ".index")
+        return Layout(self.name, reader.size, (Segment(0, reader.size),))
+
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """The layout, and how many tensors have types that are not known."""
+        layout = self.layout(reader)
+        known = {*_TYPES, *_NO_NUMBERS}
+        strange = [key for key, entry in _read_index(reader)[1].items() if entry.dtype not in known]
+        if not strange:
+            return layout, None
+        return layout, (
+            f"{len(strange)} tensors have types that are not known, such as {_show(strange[0])}; "
+            "they stay opaque"
+        )
+
+
+def _show(key: bytes) -> str:
+    return quote(key.decode("utf-8", "backslashreplace"))
+
+
+def _read_index(reader: ByteReader) -> tuple[_Header, dict[bytes, _Entry]]:
+    """The header and the entries by their keys.
+
+    Raises FormatError, LimitExceededError.
+    """
+    table = read_table(reader)
+    key, value = next(table, (b"?", b""))
+    if key:
+        raise FormatError("it does not begin with a header")
+    header = _parse_header(value)
+    entries: dict[bytes, _Entry] = {}
+    for key, value in table:
+        if len(entries) == MAX_TENSORS:
+            raise LimitExceededError(f"it names more than {MAX_TENSORS} tensors")
+        entries[key] = entry = _parse_entry(value)
+        if not entry.sliced and entry.file >= header.files:
+            raise FormatError(f"{_show(key)} lies in a data file that is none")
+    return header, entries
+
+
+def _message(value: bytes) -> tuple[Wire, Iterable[Field]]:
+    wire = Wire(BytesReader(value), max_fields=len(value))
+    return wire, wire.fields(0, len(value))
+
+
+def _number(field: Field) -> int:
+    """A number that cannot be negative."""
+    if field.wire != VARINT or field.value >> 63:
+        raise FormatError("an entry has a bad number")
+    return field.value
+
+
+def _parse_header(value: bytes) -> _Header:
+    files, big_endian = 0, 0
+    wire, fields = _message(value)
+    for field in fields:
+        if field.number == 1:
+            files = _number(field)
+        elif field.number == 2:
+            big_endian = _number(field)
+        elif field.number == 3:
+            for inner in wire.inside(field, "the version"):
+                if inner.number == 2 and _number(inner) > _VERSION:
+                    raise FormatError("it is of a newer version than is known")
+    if not 0 < files < 1 << 31 or big_endian > 1:
+        raise FormatError("its header is malformed")
+    return _Header(files, bool(big_endian))
+
+
+def _parse_entry(value: bytes) -> _Entry:
+    numbers = dict.fromkeys((1, 3, 4, 5), 0)
+    shape: tuple[int, ...] = ()
+    sliced = b""
+    wire, fields = _message(value)
+    for field in fields:
+        if field.number in numbers:
+            numbers[field.number] = _number(field)
+        elif field.number == 2:
+            shape = tuple(dim.get(1, 0) for dim in _axes(wire, field, 2))
+        elif field.number == 7:
+            sliced = value
+    return _Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], sliced)
+
+
+def _parse_slices(value: bytes) -> list[_Slice]:
+    """The slices that an entry lists."""
+    slices: list[_Slice] = []
+    wire, fields = _message(value)
+    for field in fields:
+        if field.number == 7:
+            axes = _axes(wire, field, 1)
+            slices.append(tuple((axis.get(1, 0), axis.get(2, -1)) for axis in axes))
+            if len(slices) > _MAX_SLICES:
+                raise LimitExceededError(f"a tensor has more than {_MAX_SLICES} slices")
+    if len(set(slices)) < len(slices):
+        raise FormatError("a tensor has one slice twice")
+    return slices
+
+
+def _axes(wire: Wire, field: Field, wanted: int) -> list[dict[int, int]]:
+    """The numbers of a shape (in its fields 2) or a slice (in its fields 1), for each axis."""
+    axes: list[dict[int, int]] = []
+    for part in wire.inside(field, "a shape"):
+        if part.number == wanted:
+            inner = wire.inside(part, "a dimension")
+            axes.append({one.number: _number(one) for one in inner if one.wire == VARINT})
+        if len(axes) > MAX_DIMS:
+            raise LimitExceededError("a tensor has too many dimensions")
+    return axes
+
+
+def _tensor(name: str, entry: _Entry, header: _Header) -> Tensor | None:
+    """The tensor of an entry; None if it holds no numbers of a known type."""
+    known = _TYPES.get(entry.dtype)
+    if known is None:
+        return None
+    dtype, kind = known
+    if header.big_endian and dtype.word > 1:
+        dtype = BY_NAME[f">{dtype.name}"]
+    if check_shape(dtype, entry.shape, quote(name)) != entry.size:
+        raise FormatError(f"{quote(name)} does not fill its {entry.size} bytes")
+    return Tensor(name, dtype, entry.shape, kind=kind)
+
+
+def _without_slices(entries: Mapping[bytes, _Entry]) -> Iterable[tuple[str, _Entry]]:
+    """The tensors by name: whole ones, and the slices of others.
+
+    Entries of slices that no tensor has are left out, as TensorFlow never reads them.
+    """
+    for key, entry in entries.items():
+        if key.startswith(b"\0"):
+            continue
+        try:
+            name = key.decode("utf-8").removesuffix(_SUFFIX)
+        except UnicodeDecodeError:
+            raise FormatError(f"the name {_show(key)} is not UTF-8") from None
+        if not entry.sliced:
+            yield name, entry
+            continue
+        parts = [
+            (one, _slice_entry(entries, key, entry, one)) for one in _parse_slices(entry.sliced)
+        ]
+        if (whole := _join(entry, parts)) is not None:
+            yield name, whole
+            continue
+        for slice_, part in parts:
+            shown = ":".join(f"{start},{size}" if size >= 0 else "-" for start, size in slice_)
+            yield f"{name}/slice/{shown}", part
+
+
+def _slice_entry(
+    entries: Mapping[bytes, _Entry], key: bytes, whole: _Entry, slice_: _Slice
+) -> _Entry:
+    """The entry of one slice of a tensor, which must be of the type and shape it has to be."""
+    found = entries.get(_slice_key(key, slice_))
+    if found is None or found.sliced or found.dtype != whole.dtype:
+        raise FormatError(f"a slice of {_show(key)} is missing")
+    if len(slice_) == len(whole.shape) == len(found.shape):
+        axes = zip(slice_, found.shape, whole.shape, strict=True)
+        if all(
+            start + size <= most and size == (most if length < 0 else length)
+            for (start, length), size, most in axes
+        ):
+            return found
+    raise FormatError(f"a slice of {_show(key)} has another shape")
+
+
+def _join(whole: _Entry, parts: list[tuple[_Slice, _Entry]]) -> _Entry | None:
+    """The whole tensor, if its slices along the first axis lie one after the other in one file."""
+    parts = sorted(parts, key=lambda part: part[0][:1])
+    first = parts[0][1]
+    row, end = 0, first.offset
+    for slice_, part in parts:
+        along_first = whole.shape and part.shape[1:] == whole.shape[1:] and slice_[0][0] == row
+        if not along_first or (part.file, part.offset) != (first.file, end):
+            return None
+        row += part.shape[0]
+        end += part.size
+    if row != whole.shape[0]:
+        return None
+    return _Entry(whole.dtype, whole.shape, first.file, first.offset, end - first.offset)
+
+
+def _slice_key(name: bytes, slice_: _Slice) -> bytes:
+    """The key of a slice: 0, its tensor's name, its axes, in a form that sorts as they do."""
+    numbers = (number for extent in slice_ for number in extent)
+    text = name.replace(b"\0", b"\0\xff") + b"\0\1"  # 0xff, escaped too, is not in UTF-8
+    return b"\0" + text + _ordered(len(slice_)) + b"".join(map(_ordered_signed, numbers))
+
+
+def _ordered(number: int) -> bytes:
+    raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    return bytes([len(raw)]) + raw
+
+
+def _ordered_signed(number: int) -> bytes:
+    """As many leading ones as there are bytes, then a zero and the number; negatives inverted."""
+    size = (number if number >= 0 else ~number).bit_length() // 7 + 1
+    header = ((1 << size) - 1) << (7 * size)
+    return (number % (1 << 8 * size) ^ header).to_bytes(size, "big")
