@@ -17,6 +17,9 @@ Recoding = Literal["deflate", "zlib", "latin1", "escaped", "floats"]
 _MAX_GROWTH = 1 << 30
 """Bytes by which a view may be larger than its file, since one element may be in many places."""
 
+_MAX_EXPANSION = 1100
+"""Bytes that one byte of `Recoded` can hold at most: a little more than deflate can."""
+
 
 class ByteReader(Protocol):
     """Random access to the bytes of one file; what a format parser is given."""
@@ -182,6 +185,8 @@ def check_view(view: View, size: int) -> None:
     if isinstance(place, Recoded):
         fits = 0 <= place.offset <= size - place.length and place.length >= 0
         fits = fits and 0 <= place.start <= place.size - tensor.nbytes
+        if fits and place.size > _MAX_EXPANSION * (place.length + 1):
+            raise LimitExceededError(f"tensor {tensor.name!r} would hold {place.size} bytes")
     elif tensor.nbytes > size + _MAX_GROWTH:
         raise LimitExceededError(f"tensor {tensor.name!r} would take {tensor.nbytes} bytes")
     elif isinstance(place, Strided):

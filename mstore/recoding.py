@@ -5,13 +5,17 @@ Only ever for reading a tensor: a file is stored and given back as it is.
 
 import re
 import zlib
-from collections.abc import Callable
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
 from mstore.errors import FormatError
 from mstore.ids import Buffer
 from mstore.layout import Recoding
+
+_PIECE = 1 << 20
 
 # What a pickle of floats in lists consists of: runs of binary floats, a float in text, opcodes that
 # only build the lists, memo entries, frames. Source: Python's pickletools.
@@ -22,44 +26,61 @@ _FLOATS = re.compile(
 )
 
 
-def decode(code: Recoding, data: Buffer, size: int) -> bytes:
-    """The `size` bytes that `data` holds.
+def decode(code: Recoding, windows: Iterable[Buffer], size: int) -> Iterator[bytes]:
+    """The `size` bytes that consecutive windows of a file hold, piece by piece.
 
-    Raises FormatError when it holds something else: what is stored is what the file said, and
+    Raises FormatError when they hold something else: what is stored is what the file said, and
     nobody has looked into it before.
     """
+    done = 0
     try:
-        found = _DECODERS[code](bytes(data), size)
+        for piece in _DECODERS[code](windows, size):
+            done += len(piece)
+            if done > size:
+                break
+            yield piece
     except (ValueError, zlib.error) as error:
         raise FormatError(f"what the file holds as {code} is malformed: {error}") from error
-    if len(found) != size:
+    if done != size:
         raise FormatError(f"what the file holds as {code} is not of {size} bytes")
-    return found
 
 
-def _inflate(data: bytes, size: int, window: int) -> bytes:
-    # One byte more shows that there is more, and no bomb can take more than that.
-    return zlib.decompressobj(window).decompress(data, size + 1)
+def _inflate(windows: Iterable[Buffer], size: int, wbits: int) -> Iterator[bytes]:
+    stream = zlib.decompressobj(wbits)
+    for window in windows:
+        data: Buffer = window
+        while len(data):
+            # No bomb takes more than this at a time, and more than `size` is told by the caller.
+            yield stream.decompress(data, _PIECE)
+            data = stream.unconsumed_tail
+    while piece := stream.decompress(b"", _PIECE):
+        yield piece
 
 
-def _floats(data: bytes, _: int) -> bytes:
-    at, found = 0, []
+def _text(windows: Iterable[Buffer], _: int, encoding: str) -> Iterator[bytes]:
+    decoder = getincrementaldecoder(encoding)()
+    for window in windows:
+        yield decoder.decode(bytes(window)).encode("latin-1")
+    yield decoder.decode(b"", final=True).encode("latin-1")
+
+
+def _floats(windows: Iterable[Buffer], _: int) -> Iterator[bytes]:
+    data, at = b"".join(windows), 0
     while at < len(data):
         if (match := _FLOATS.match(data, at)) is None:
             raise ValueError(f"an opcode at byte {at} does not push floats onto lists")
         at = match.end()
         if (binary := match["binary"]) is not None:
             rows = np.frombuffer(binary, np.uint8).reshape(-1, 9)[:, 1:]
-            found.append(rows[:, ::-1].tobytes())
+            yield rows[:, ::-1].tobytes()
         elif (text := match["text"]) is not None:
-            found.append(np.float64(float(text)).tobytes())
-    return b"".join(found)
+            yield np.float64(float(text)).tobytes()
 
 
-_DECODERS: dict[Recoding, Callable[[bytes, int], bytes]] = {
-    "deflate": lambda data, size: _inflate(data, size, -zlib.MAX_WBITS),
-    "zlib": lambda data, size: _inflate(data, size, zlib.MAX_WBITS),
-    "latin1": lambda data, _: data.decode("utf-8").encode("latin-1"),
-    "escaped": lambda data, _: data.decode("raw-unicode-escape").encode("latin-1"),
+_DECODERS: dict[Recoding, Callable[[Iterable[Buffer], int], Iterator[bytes]]] = {
+    "deflate": partial(_inflate, wbits=-zlib.MAX_WBITS),
+    "zlib": partial(_inflate, wbits=zlib.MAX_WBITS),
+    "latin1": partial(_text, encoding="utf-8"),
+    "escaped": partial(_text, encoding="raw-unicode-escape"),
     "floats": _floats,
 }

@@ -1,6 +1,6 @@
 """Tensors that are no segment of their own, read on demand: strides, tiles, and recoded bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from math import prod
 
@@ -19,6 +19,8 @@ from mstore.tensorfields import view_to_map
 from mstore.tensors import TensorView
 
 _Range = tuple[int, int]
+
+_WINDOW = 4 << 20
 
 
 class ViewTensor(TensorView):
@@ -61,11 +63,20 @@ class ViewTensor(TensorView):
         return array_from_bytes(bytes_of(part), self._tensor.dtype, counts)
 
     def _decoded(self, place: Recoded) -> Array:
-        (data,) = self._bytes.read_ranges([(place.offset, place.length)])
-        raw = memoryview(decode(place.code, data, place.size))
         tensor = self._tensor
-        found = raw[place.start : place.start + tensor.nbytes]
-        return array_from_bytes(found, tensor.dtype, tensor.shape, tensor.order).copy()
+        out: NDArray[np.uint8] = np.empty(tensor.nbytes, np.uint8)
+        at = -place.start
+        for piece in decode(place.code, self._windows(place), place.size):
+            begin, end = max(at, 0), min(at + len(piece), tensor.nbytes)
+            if begin < end:
+                out[begin:end] = np.frombuffer(piece, np.uint8)[begin - at : end - at]
+            at += len(piece)
+        return array_from_bytes(out.data, tensor.dtype, tensor.shape, tensor.order)
+
+    def _windows(self, place: Recoded) -> Iterator[bytes]:
+        end = place.offset + place.length
+        for offset in range(place.offset, end, _WINDOW):
+            yield self._bytes.read(offset, min(_WINDOW, end - offset))
 
     def _strided(self, place: Strided, picked: Sequence[range]) -> NDArray[np.void]:
         itemsize = self._tensor.dtype.itemsize

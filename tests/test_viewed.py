@@ -40,6 +40,12 @@ def stored(data: bytes, *views: View, tensors=(), hidden=()) -> list[ViewTensor]
     return [ViewTensor("f", view, StoredBytes(manifest, reader), reader) for view in views]
 
 
+def decoded(code, data, size, step=7):
+    """What `data` holds, decoded from small windows."""
+    windows = (data[at : at + step] for at in range(0, len(data), step))
+    return b"".join(decode(code, windows, size))
+
+
 def slices(shape):
     """Slices with any steps, and integers, for each axis."""
     return st.tuples(
@@ -151,9 +157,9 @@ def test_deflated():
 
 def test_text_of_pickles():
     raw = bytes(range(256)) * 2
-    assert decode("latin1", raw.decode("latin-1").encode(), 512) == raw
+    assert decoded("latin1", raw.decode("latin-1").encode(), 512) == raw
     line, *_ = pickle.dumps(raw.decode("latin-1"), protocol=0).split(b"\n")
-    assert decode("escaped", line.removeprefix(b"V"), 512) == raw
+    assert decoded("escaped", line.removeprefix(b"V"), 512) == raw
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -162,7 +168,7 @@ def test_floats_of_pickles(protocol, values, times):
     data = pickle.dumps(values * times, protocol=protocol)
     data = data[2:-1] if protocol >= 2 else data[:-1]
     expected = np.array(values * times, "<f8").tobytes()
-    assert decode("floats", data, len(expected)) == expected
+    assert decoded("floats", data, len(expected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -181,7 +187,7 @@ def test_floats_of_pickles(protocol, values, times):
 )
 def test_a_file_that_holds_something_else(code, data):
     with pytest.raises(FormatError, match=code):
-        decode(code, data, 4)
+        decoded(code, data, 4)
 
 
 @pytest.mark.parametrize(
@@ -214,6 +220,14 @@ def test_places_outside_the_file(tensor, place):
 def test_a_view_much_larger_than_its_file():
     huge = View(Tensor("w", F32, (1 << 40,)), Strided(0, (0,)))
     with pytest.raises(LimitExceededError, match="'w' would take"):
+        cover("test", 16, [], views=[huge])
+
+
+def test_a_bomb_is_not_inflated_beyond_what_it_claims():
+    with pytest.raises(FormatError, match="not of 1000 bytes"):
+        decoded("zlib", zlib.compress(bytes(10_000_000)), 1000)
+    huge = View(Tensor("w", F32, (1 << 20,)), Recoded("zlib", 0, 16, 4 << 20))
+    with pytest.raises(LimitExceededError, match="'w' would hold"):
         cover("test", 16, [], views=[huge])
 
 
