@@ -3,6 +3,7 @@
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import HEAD_SIZE, Format
 from mstore.formats.companion import Companion
+from mstore.formats.gguf import GgufFormat
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.safetensors import SafetensorsFormat
@@ -13,6 +14,7 @@ from mstore.layout import Beside, ByteReader, Layout, opaque
 FORMATS: list[Format] = [
     SafetensorsFormat(),
     NpyFormat(),
+    GgufFormat(),
     TorchFormat(),
     NpzFormat(),
     TensorflowIndexFormat(),
