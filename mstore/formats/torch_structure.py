@@ -1,19 +1,16 @@
-"""The tensors in a pickle of `torch.save`, as it describes them: views of numbered storages.
+"""The tensors in a pickle of `torch.save`, each with the path under which its users know it.
 
-A tensor is pickled as a call of one of torch's own functions with a storage, an offset, a size and
-strides; a storage as the persistent id ('storage', class, key, location, elements). The calls are
-known by their names and never made. Sources: torch/_utils.py, torch/_tensor.py and
-torch/serialization.py of PyTorch 1.6 to 2.13.
+The keys of dictionaries, the numbers in lists and the attributes of objects are the path: that of
+a weight in a module is `encoder.0.weight`, without the dictionaries in which a module keeps its
+parameters, buffers and modules. The parts of a sparse tensor are called as its methods are:
+`w.indices` and `w.values`; those of others by the attributes that hold them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
-from typing import Literal, TypeGuard
+from dataclasses import dataclass, field
+from itertools import chain
 
-from mstore.dtypes import BY_NAME, DType
-from mstore.errors import FormatError, LimitExceededError
-from mstore.formats.base import MAX_DIMS, quote
+from mstore.errors import LimitExceededError
 from mstore.formats.pickle_values import (
     CONTAINERS,
     SAME,
@@ -24,241 +21,231 @@ from mstore.formats.pickle_values import (
     Persistent,
     children,
 )
+from mstore.formats.torch_tensors import (
+    Other,
+    Path,
+    Use,
+    is_tensor,
+    read_tensor,
+    storage_of,
+    whole_storage,
+)
 
-MAX_DEPTH = 256
-"""Deepest nesting of values; models are nested about 20 deep."""
+MAX_DEPTH = 1000
+"""Deepest nesting of values; each level of modules takes three."""
 
-MAX_NAME = 4096
-"""Most characters of a tensor's name."""
+MAX_REPEATS = 500_000
+"""Most values that are looked at again, since they are in more than one place."""
 
-Path = tuple["Path | None", object]
-"""Where a value is: the path of what holds it, if that has one, and its own key there."""
+_MODULES = (
+    *("torch._utils", "torch._tensor", "torch.tensor"),
+    *("torch.nested._internal.nested_tensor", "torch.fx.graph_module"),
+)
+_FROM_OTHERS = (
+    *("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_njt"),
+    *("_rebuild_device_tensor_from_cpu_tensor", "reduce_graph_module"),
+)
+"""The functions that are given what the tensors are in; that then counts as what they make."""
 
-_MODULES = ("torch._utils", "torch._tensor", "torch.tensor")
-_TENSOR = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3")
-_PARAMETER = ("_rebuild_parameter", "_rebuild_parameter_with_state")
 _WITH_TYPE = ("_rebuild_from_type", "_rebuild_from_type_v2")  # function, type, its arguments, state
-_STORAGES = ("torch", "torch.cuda", "torch.storage")
-_UNTYPED = ("UntypedStorage", "_UntypedStorage")
-_STORAGE_DTYPES = {
-    f"{name}Storage": BY_NAME[dtype]
-    for name, dtype in [
-        *[("Double", "f64"), ("Float", "f32"), ("Half", "f16"), ("BFloat16", "bf16")],
-        *[("Long", "i64"), ("Int", "i32"), ("Short", "i16"), ("Char", "i8"), ("Byte", "u8")],
-        *[("Bool", "bool"), ("ComplexDouble", "c128"), ("ComplexFloat", "c64")],
-    ]
+_OF_MODULE = frozenset({"_parameters", "_buffers", "_modules"})
+_FIRST = 64  # attributes among which a module has these
+_OF_QUANTISER = (None, "scales", "zero_points")
+_OF_NESTED = ("values", "sizes", "strides", "storage_offsets")
+_SPARSE = ("_rebuild_sparse_tensor", "_rebuild_sparse_csr_tensor")
+_BY_ROWS = ("crow_indices", "col_indices", "values")
+_BY_COLUMNS = ("ccol_indices", "row_indices", "values")
+_OF_SPARSE = {
+    "torch.sparse_coo": ("indices", "values"),
+    "torch.sparse_csr": _BY_ROWS,
+    "torch.sparse_bsr": _BY_ROWS,
+    "torch.sparse_csc": _BY_COLUMNS,
+    "torch.sparse_bsc": _BY_COLUMNS,
 }
-_DTYPES = {dtype.numpy: dtype for dtype in BY_NAME.values() if not dtype.big_endian}
-_DTYPES["float4_e2m1fn_x2"] = BY_NAME["f4"]  # two in each byte
+
+Members = Iterator[tuple[object, object, str | None]]
+"""What a value holds: keys, values, and what would make something of them, if any."""
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """A run of bytes by its key; `nbytes` is None where the type of its elements is unknown."""
+class Found:
+    """The tensors in a value and the storages elsewhere in it, in the order of the structure.
 
-    key: str
-    kind: str
-    dtype: DType | None
-    nbytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A tensor: the elements of a storage from `offset` on, `strides` apart, all counted in it.
-
-    `dtype` is None where no `DType` is like the tensor's own type, called `kind`. `exact` tells
-    that the elements are the stored numbers, and not the negative or conjugate of them.
+    `cut` tells that what is in several places was not followed in all of them.
     """
 
-    path: Path | None
-    storage: Storage
-    dtype: DType | None
-    kind: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    exact: bool
-
-    def order_of_all(self, count: int) -> Literal["C", "F"] | None:
-        """The order in which the view covers a storage of `count` elements; None if it does not."""
-        if not self.exact or self.offset or prod(self.shape) != count:
-            return None
-        if count == 0 or _dense(self.shape[::-1], self.strides[::-1]):
-            return "C"
-        return "F" if _dense(self.shape, self.strides) else None
-
-    @property
-    def reach(self) -> int:
-        """Elements from the start of the storage to the end of the last that is viewed."""
-        if 0 in self.shape:
-            return 0
-        steps = zip(self.shape, self.strides, strict=True)
-        return 1 + self.offset + sum((size - 1) * stride for size, stride in steps)
+    uses: list[Use | Other]
+    cut: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
-    """A storage in something that is not understood: in what `maker` makes, or by itself."""
+def find_tensors(root: object) -> Found:
+    """The tensors in a pickle's value, once for each place that they are in.
 
-    path: Path | None
-    storage: Storage
-    maker: str | None
+    Values may be cyclic, and a few of them may stand for very many places: what is met again is
+    followed again only where it has tensors, is not just being followed, and as long as all that
+    comes to no more than `MAX_REPEATS`.
 
-
-def find_tensors(root: object) -> Iterator[View | Other]:
-    """The tensors in a pickle's value and storages elsewhere in it, in the order of the structure.
-
-    What is in several places is found once, at the first. Raises FormatError for a tensor or a
-    storage that is malformed, LimitExceededError for values nested too deeply.
+    Raises FormatError for a tensor or a storage that is malformed, LimitExceededError for values
+    nested too deeply.
     """
-    seen: dict[int, object] = {}  # holds the values, so that none can take the id of another
-    # What is left of each value that holds the next, where it is, and what would make it.
-    stack: list[tuple[Iterator[Pair], Path | None, str | None]] = [
-        (iter([(SAME, root)]), None, None)
-    ]
-    while stack:
-        inner, path, maker = stack[-1]
-        found = next(inner, None)
-        if found is None:
-            stack.pop()
-            continue
-        key, value = found
-        if id(value) in seen or not isinstance(value, CONTAINERS):
-            continue
-        seen[id(value)] = value
-        path = path if key is SAME else (path, key)
-        if isinstance(value, Persistent) and (storage := _storage(value)):
-            yield Other(path, storage, maker)
-            continue
-        inner = children(value)
+    search = _Search()
+    search.run(root)
+    return Found(search.uses, search.repeats > MAX_REPEATS)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A value that is being followed: what is left of it, and how many uses were known before."""
+
+    value: object
+    left: Members
+    path: Path | None
+    known: int
+    again: bool
+
+
+@dataclass(slots=True)
+class _Search:
+    uses: list[Use | Other] = field(default_factory=list)
+    repeats: int = 0
+    _seen: dict[int, object] = field(default_factory=dict)
+    """The values, so that no other can take the id of one."""
+    _empty: set[int] = field(default_factory=set)
+    _open: set[int] = field(default_factory=set)
+
+    def run(self, root: object) -> None:
+        stack = [_Step(None, iter([(SAME, root, None)]), None, 0, False)]
+        while stack:
+            step = stack[-1]
+            if step.again:
+                self.repeats += 1
+            spent = step.again and self.repeats > MAX_REPEATS
+            member = None if spent else next(step.left, None)
+            if member is None:
+                self._close(stack.pop(), spent)
+                continue
+            key, value, maker = member
+            if not isinstance(value, CONTAINERS):
+                continue
+            again = step.again or id(value) in self._seen
+            if again and not self._is_followed_again(value):
+                continue
+            if len(stack) > MAX_DEPTH:
+                raise LimitExceededError(f"its values are nested deeper than {MAX_DEPTH}")
+            path = step.path if key is SAME else (step.path, key)
+            stack.append(self._enter(value, path, maker, again))
+
+    def _is_followed_again(self, value: object) -> bool:
+        known = id(value)
+        if known in self._empty or known in self._open:
+            return False
+        if known in self._seen:
+            self.repeats += 1
+        return self.repeats <= MAX_REPEATS
+
+    def _enter(self, value: object, path: Path | None, maker: str | None, again: bool) -> _Step:
+        self._seen[id(value)] = value
+        self._open.add(id(value))
+        known = len(self.uses)
+        if isinstance(value, Persistent) and (storage := storage_of(value)):
+            alone = None if maker else whole_storage(path, storage)
+            self.uses.append(alone or Other(path, storage, maker))
+            return _Step(value, iter(()), path, known, again)
         if isinstance(value, Call):
-            maker = str(value.function) if isinstance(value.function, Global) else None
-            name = _own_function(value.function)
-            if name is not None and name in _TENSOR:
-                yield _view(value, path, name)
-            inner = _inside(value, name)
-        if len(stack) > MAX_DEPTH:
-            raise LimitExceededError(f"its values are nested deeper than {MAX_DEPTH}")
-        stack.append((inner, path, maker))
+            function = own_function(value.function)
+            if function is not None and is_tensor(function):
+                self.uses.append(read_tensor(value, path, function))
+            return _Step(value, _inside(value, function), path, known, again)
+        members = ((key, inner, maker) for key, inner in _members(value))
+        return _Step(value, members, path, known, again)
+
+    def _close(self, step: _Step, spent: bool) -> None:
+        self._open.discard(id(step.value))
+        if step.known == len(self.uses) and not spent:
+            self._empty.add(id(step.value))
 
 
-def join(path: Path | None) -> str:
-    """The keys of a path, with dots between; raises LimitExceededError if it is too long.
-
-    Keys may have dots in them, so two paths may be joined to the same name.
-    """
-    labels: list[str] = []
-    length = 0
-    while path is not None:
-        path, key = path
-        labels.append(_label(key))
-        length += len(labels[-1]) + 1
-        if length > MAX_NAME:
-            raise LimitExceededError(
-                f"a tensor in it has a name of more than {MAX_NAME} characters"
-            )
-    return ".".join(reversed(labels))
-
-
-def _label(key: object) -> str:
-    if isinstance(key, str):
-        # Lone surrogates are no text that could be stored.
-        return key[: MAX_NAME + 1].encode("utf-8", "backslashreplace").decode()
-    if isinstance(key, tuple):
-        return ",".join("?" if isinstance(part, tuple) else _label(part) for part in key[:16])
-    return str(key) if isinstance(key, int | float | Global | None) else "?"
-
-
-def _inside(call: Call, name: str | None) -> Iterator[tuple[object, object]]:
-    """What else is in a call: what torch's own functions are given counts as the tensor itself.
-
-    Of shared arguments only the first few are looked at here, or many calls would take too long.
-    """
-    if name in _WITH_TYPE and len(call.arguments) == 4:
-        function, _, arguments, state = call.arguments
-        if isinstance(arguments, tuple) and _own_function(function) not in _WITH_TYPE:
-            yield SAME, Call(function, arguments)
-        else:  # one such call in another is none of torch's, and many would take too long
-            yield SAME, arguments
-        yield SAME, state
-    elif name in _PARAMETER or name in _TENSOR:
-        for argument in call.arguments[4 if name in _TENSOR else 0 : 8]:
-            yield SAME, argument
-        for state in call.states:
-            yield SAME, state
-    else:
-        # Tensors of other kinds are mostly made from their storage, and so called as it is.
-        for argument in call.arguments[:1]:
-            if isinstance(argument, Persistent):
-                yield SAME, argument
-        yield from children(call)
-
-
-def _own_function(function: object) -> str | None:
+def own_function(function: object) -> str | None:
     """The name of a function of torch's that makes tensors."""
     if isinstance(function, Global) and function.module in _MODULES:
         return function.name
     return None
 
 
-def _storage(value: object) -> Storage | None:
-    """The storage of a persistent id; None if the id is not of that kind."""
-    identifier = value.identifier if isinstance(value, Persistent) else None
-    if not isinstance(identifier, tuple) or identifier[:1] != ("storage",):
-        return None
-    if len(identifier) != 5:
-        raise FormatError("it names a storage in an unknown way")
-    _, kind, key, _, count = identifier
-    if not isinstance(kind, Global) or not isinstance(key, str) or not _is_size(count):
-        raise FormatError("it names a storage in an unknown way")
-    if kind.module not in _STORAGES:
-        return Storage(key, str(kind), None, None)
-    if kind.name in _UNTYPED:
-        return Storage(key, str(kind), None, count)
-    dtype = _STORAGE_DTYPES.get(kind.name)
-    return Storage(key, str(kind), dtype, dtype.itemsize * count if dtype else None)
+def _members(value: object) -> Iterator[Pair]:
+    """What a list, tuple, dictionary, set or persistent id holds, with the keys users know."""
+    if not isinstance(value, Dict):
+        return children(value)
+    keys = {key for key, _ in value.pairs[:_FIRST] if type(key) is str}
+    return _pairs(value.pairs, _OF_MODULE if keys >= _OF_MODULE else frozenset())
 
 
-def _view(call: Call, path: Path | None, name: str) -> View:
+def _pairs(pairs: list[Pair], left_out: frozenset[str] = frozenset()) -> Iterator[Pair]:
+    """The pairs of a dictionary, and what is in its keys; a tensor as a key counts as a number."""
+    for number, (key, value) in enumerate(pairs):
+        label = number if isinstance(key, Call) else key
+        if isinstance(key, CONTAINERS):
+            yield label, key
+        yield SAME if type(key) is str and key in left_out else label, value
+
+
+def _inside(call: Call, function: str | None) -> Members:
+    """What else is in a call: what torch's own functions are given counts as the tensor itself.
+
+    Of shared arguments only the first few are looked at here, or many calls would take too long.
+    """
     arguments = call.arguments
-    storage = _storage(arguments[0]) if len(arguments) >= 4 else None
-    if storage is None:
-        raise FormatError(f"its tensor {quote(join(path))} has no storage")
-    offset, size, strides = arguments[1:4]
-    # A size is pickled as a tuple, but by itself it is an object of a class of its own.
-    if isinstance(size, Call) and str(size.function) == "torch.Size" and len(size.arguments) == 1:
-        (size,) = size.arguments
-    for numbers in (size, strides):
-        if isinstance(numbers, tuple) and len(numbers) > MAX_DIMS:
-            raise LimitExceededError(
-                f"its tensor {quote(join(path))} has {len(numbers)} dimensions"
-            )
-    if not (_is_size(offset) and _are_sizes(size) and _are_sizes(strides)):
-        raise FormatError(f"the shape of its tensor {quote(join(path))} is malformed")
-    if len(size) != len(strides):
-        raise FormatError(f"its tensor {quote(join(path))} has {len(strides)} strides")
-    dtype, kind = storage.dtype, storage.kind
-    if name == "_rebuild_tensor_v3":  # the only one that says the type
-        kind = str(arguments[6]) if len(arguments) > 6 else "no type"
-        dtype = _DTYPES.get(kind.removeprefix("torch."))
-    metadata = arguments[-1]
-    exact = not (isinstance(metadata, Dict) and metadata.pairs)
-    return View(path, storage, dtype, kind, offset, size, strides, exact)
+    if function in _WITH_TYPE and len(arguments) == 4:
+        yield from _with_type(*arguments)
+    elif function == "_rebuild_qtensor":
+        yield from _labelled(_OF_QUANTISER, arguments[4:5] and arguments[4])
+    elif is_tensor(function):
+        yield from _same(arguments[4:8])
+    elif function in _FROM_OTHERS:
+        yield from _same(arguments[:3])
+        yield from _same(_parts_of_state(arguments[3:4] and arguments[3]))
+    elif function in _SPARSE and len(arguments) == 2:
+        yield from _labelled(_OF_SPARSE.get(_layout(arguments[0]), ()), arguments[1])
+    elif function == "_rebuild_nested_tensor":
+        yield from _labelled(_OF_NESTED, arguments)
+    else:
+        maker = str(call.function) if isinstance(call.function, Global) else "an object"
+        yield SAME, call.function, None
+        yield SAME, arguments, maker
+        yield SAME, call.keywords, maker
+    for key, value in chain(enumerate(call.elements), _pairs(call.pairs)):
+        yield key, value, None
+    for state in call.states:
+        yield from _same(_parts_of_state(state))
 
 
-def _is_size(value: object) -> TypeGuard[int]:
-    return type(value) is int and value >= 0  # a bool is an int, but no size
+def _with_type(function: object, _: object, arguments: object, state: object) -> Members:
+    """What makes a tensor of a class of its own: a function, the class, arguments, attributes."""
+    if isinstance(arguments, tuple) and own_function(function) not in _WITH_TYPE:
+        yield SAME, Call(function, arguments), None
+    else:  # one such call in another is none of torch's, and many would take too long
+        yield SAME, arguments, _WITH_TYPE[-1]
+    if own_function(function) != "_rebuild_njt":  # whose attributes are the same once more
+        yield from _same(_parts_of_state(state))
 
 
-def _are_sizes(values: object) -> TypeGuard[tuple[int, ...]]:
-    return isinstance(values, tuple) and all(map(_is_size, values))
+def _same(values: tuple[object, ...]) -> Members:
+    return ((SAME, value, None) for value in values)
 
 
-def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether elements lie without gaps, those along the first dimension next to each other."""
-    step = 1
-    for size, stride in zip(sizes, strides, strict=True):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True
+def _parts_of_state(state: object) -> tuple[object, ...]:
+    """The dictionaries of attributes in a state; objects with slots have two."""
+    return state if isinstance(state, tuple) and len(state) == 2 else (state,)
+
+
+def _labelled(labels: tuple[str | None, ...], values: object) -> Members:
+    if isinstance(values, tuple):
+        for label, value in zip(labels, values, strict=False):
+            if label is not None:
+                yield label, value, None
+
+
+def _layout(value: object) -> str:
+    """The name of a layout, which is pickled as a call of `torch.serialization._get_layout`."""
+    name = value.arguments[0] if isinstance(value, Call) and value.arguments else None
+    return name if isinstance(name, str) else ""

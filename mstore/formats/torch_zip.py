@@ -5,40 +5,40 @@
     <name>/data/<key>   the bytes of one storage
     <name>/version      and a few more small ones
 
-The pickle is read by `mstore.formats.pickle_walk`, which runs nothing. Each storage is one tensor
-here, called by the path to it in the saved structure: `optimizer.state.3.exp_avg`. Where several
-tensors share a storage, it is called after the first that covers all of it, or else the first;
-then its shape is one-dimensional, and what it holds is the whole storage, not that tensor: tensors
-that view parts of a storage are not described. Where two names are the same, the later one gets
-`#2` after it.
+The pickle is read by `mstore.formats.pickle_walk`, which runs nothing. Each tensor is called by the
+path to it in the saved structure, see `mstore.formats.torch_structure`:
+`optimizer.state.3.exp_avg`. Where two names are the same, the later one gets `#2` after it. One
+that has a storage for itself is a segment; all that share a storage or see only a part of it are
+views, see `mstore.formats.torch_storages`. Elements of a file whose byte order is `big` are
+big-endian for all types, as the machine that wrote it had them.
 
-Everything else is opaque: the pickle, headers, and the storages of quantised, sparse and other
-tensors whose types are no `DType` or that only code of their own could build.
+Left out, with a note that says so, are tensors whose type is no `DType` or that only code of
+another library could build, and those that are the conjugate or negative of what is stored.
 
-TorchScript, which is an archive of code with a pickle of the same kind in it, is not of this
-format. Source: torch/serialization.py and caffe2/serialize/inline_container.cc of PyTorch.
+TorchScript is an archive of the same kind with code in it, and refused, and so is torch.package.
+Source: torch/serialization.py and caffe2/serialize/inline_container.cc of PyTorch.
 """
 
 from collections.abc import Iterable, Mapping
 
-from mstore.dtypes import BY_NAME, DType
-from mstore.errors import FormatError, LimitExceededError
+from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
-from mstore.formats.base import Format, check_shape, quote, read_exactly
+from mstore.formats.base import Format, quote, read_exactly
 from mstore.formats.pickle_walk import walk
-from mstore.formats.torch_structure import Other, Path, View, find_tensors, join
-from mstore.layout import ByteReader, Layout, Order, Tensor, cover
+from mstore.formats.torch_storages import Place, arrange
+from mstore.formats.torch_structure import find_tensors
+from mstore.layout import ByteReader, Layout
 
 MAX_PICKLE = 64 * 1024 * 1024
 """Most bytes of the pickle; about 500 for each tensor are usual."""
 
-MAX_NAMES = 64 * 1024 * 1024
-"""Most characters of the names of all tensors together."""
-
-_MAX_TOLD = 2
 _PICKLE = "/data.pkl"
-_SCRIPT = "/constants.pkl"
+_VERSIONS = ("/version", "/.data/version")
+_SCRIPT = ("/constants.pkl", "/code/")
+_PACKAGE = "/.data/extern_modules"
 _BYTE_ORDERS = {b"little": False, b"big": True}
+_SCRIPT_RUNS = "it holds TorchScript code, which loading it runs"
+_PACKAGE_RUNS = "it is a torch.package of Python code, which loading it runs"
 
 Members = Mapping[str, zipdir.Member]
 
@@ -59,36 +59,22 @@ class TorchFormat(Format):
             return first.endswith(_PICKLE.encode()) and first.count(b"/") == 1
 
     def layout(self, reader: ByteReader) -> Layout:
-        """Every storage of a plain tensor; the rest of the archive is opaque."""
+        """Every tensor of a known type; all that is no storage is opaque."""
         return self.examine(reader)[0]
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
-        """The layout, and which storages were not understood."""
+        """The layout, and which tensors were not understood."""
         found = zipdir.read_members(reader)
         folder = _folder(found)
         if folder is None:
             raise FormatError("it has no pickle and version in one folder")
+        if code := _code(found, folder):
+            raise UnsafeInputError(code)
         members = {member.name: member for member in found}
         big_endian = _is_big_endian(reader, members, folder)
         value = walk(_read(reader, members[folder + _PICKLE], MAX_PICKLE))
-        uses: dict[str, list[View | Other]] = {}
-        for use in find_tensors(value):
-            uses.setdefault(use.storage.key, []).append(use)
-        names = _Names()
-        tensors: list[tuple[int, Tensor]] = []
-        left: list[tuple[Path | None, str]] = []
-        for key, users in uses.items():
-            member = members.get(f"{folder}/data/{key}")
-            if member is None:
-                raise FormatError(f"its storage {quote(key)} is missing")
-            described = _describe(users, member)
-            if isinstance(described, str):
-                left.append((users[0].path, described))
-            else:
-                path, dtype, shape, order = described
-                dtype = BY_NAME.get(f">{dtype.name}", dtype) if big_endian else dtype
-                tensors.append((member.data, Tensor(names.add(path), dtype, shape, order)))
-        return cover(self.name, reader.size, tensors), _note(left, len(uses))
+        places = _places(found, f"{folder}/data/")
+        return arrange(self.name, reader.size, find_tensors(value), places, big_endian=big_endian)
 
 
 def _first_name(head: bytes) -> bytes:
@@ -99,16 +85,24 @@ def _first_name(head: bytes) -> bytes:
 
 
 def _folder(members: Iterable[zipdir.Member]) -> str | None:
-    """The one folder with a pickle and a version, and no code; None if there is no such."""
+    """The one folder with a pickle and a version, or that of a package; None if there is none."""
     names = {member.name for member in members}
-    found = [
+    found = {
         folder
         for name in names
-        if name.endswith(_PICKLE) and "/" not in (folder := name.removesuffix(_PICKLE))
-        if {f"{folder}/version", f"{folder}/.data/version"} & names
-        if folder + _SCRIPT not in names
-    ]
-    return found[0] if len(found) == 1 else None
+        for end in (_PICKLE, _PACKAGE)
+        if name.endswith(end) and "/" not in (folder := name.removesuffix(end))
+        if any(folder + version in names for version in _VERSIONS)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _code(members: Iterable[zipdir.Member], folder: str) -> str | None:
+    """What an archive would run that is none of `torch.save`; None for one that is."""
+    names = [member.name for member in members]
+    if any(name.startswith(folder + start) for name in names for start in _SCRIPT):
+        return _SCRIPT_RUNS
+    return _PACKAGE_RUNS if folder + _PACKAGE in names else None
 
 
 def _is_big_endian(reader: ByteReader, members: Members, folder: str) -> bool:
@@ -130,75 +124,12 @@ def _read(reader: ByteReader, member: zipdir.Member, limit: int) -> bytes:
     return read_exactly(reader, member.data, member.size, quote(member.name))
 
 
-def _describe(
-    uses: list[View | Other], member: zipdir.Member
-) -> tuple[Path | None, DType, tuple[int, ...], Order] | str:
-    """Path, type, shape and order of a storage with at least one use; or why it stays opaque.
-
-    Raises FormatError if the member has another size than a use says, or too few elements for it.
-    """
-    for use in uses:
-        if use.storage.nbytes not in (None, member.size):
-            raise FormatError(
-                f"its member {quote(member.name)} has {member.size} bytes, "
-                f"but should have {use.storage.nbytes}"
-            )
-    views = [(use, use.dtype) for use in uses if isinstance(use, View) and use.dtype is not None]
-    for view, dtype in views:
-        if view.reach * dtype.itemsize > member.size:
-            raise FormatError(f"its tensor {quote(join(view.path))} leaves its storage")
-    if not views:
-        use = uses[0]
-        if isinstance(use, View):
-            return f"is of type {quote(use.kind)}"
-        return f"is made by {quote(use.maker)}" if use.maker else "is a storage by itself"
-    if member.method != zipdir.STORED:
-        return "is compressed"
-    for view, dtype in views:
-        if order := view.order_of_all(member.size // dtype.itemsize):
-            shape = _packed(dtype, view.shape)
-            if check_shape(dtype, shape, f"its tensor {quote(join(view.path))}") == member.size:
-                return view.path, dtype, shape, order
-    view, dtype = views[0]
-    count, rest = divmod(member.size, dtype.itemsize)
-    if rest:
-        return "has a part of an element too many"
-    return view.path, dtype, _packed(dtype, (count,)), "C"
-
-
-def _packed(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of single numbers, of which torch counts as one those that share a byte."""
-    per_byte = dtype.itemsize * 8 // dtype.bits
-    if per_byte == 1:
-        return shape
-    return (*shape[:-1], per_byte * shape[-1]) if shape else (per_byte,)
-
-
-class _Names:
-    """Makes names unique."""
-
-    def __init__(self) -> None:
-        self._next: dict[str, int] = {}  # the number that a further one of this name gets
-        self._length = 0
-
-    def add(self, path: Path | None) -> str:
-        """The name of the tensor at `path`, with a number after it if that is taken."""
-        wanted = name = join(path)
-        while name in self._next:
-            number = self._next[wanted]
-            self._next[wanted] = number + 1
-            name = f"{wanted}#{number}"
-        self._next[name] = 2
-        self._length += len(name)
-        if self._length > MAX_NAMES:
-            raise LimitExceededError(f"the names of its tensors take more than {MAX_NAMES} bytes")
-        return name
-
-
-def _note(left: list[tuple[Path | None, str]], count: int) -> str | None:
-    """What to tell of the storages that stay opaque, and why they do."""
-    if not left:
-        return None
-    told = [f"{quote(join(path))} {why}" for path, why in left[:_MAX_TOLD]]
-    more = ", …" if len(left) > _MAX_TOLD else ""
-    return f"opaque bytes for {len(left)} of {count} storages: {', '.join(told)}{more}"
+def _places(members: Iterable[zipdir.Member], folder: str) -> dict[str, Place]:
+    """Where the storages are, by their keys."""
+    return {
+        member.name.removeprefix(folder): Place(
+            member.data, member.size, "" if member.method == zipdir.STORED else "is compressed"
+        )
+        for member in members
+        if member.name.startswith(folder)
+    }

@@ -4,7 +4,8 @@
 
 Needs PyTorch and nothing of mstore. Existing files are never written again. Beside each `.pt` lies
 a `.json` of the tensors that a parser has to find: name, type as numpy calls it, shape, and the
-stored bytes. What they are is said here by hand, as tensors that torch itself made.
+bytes, as they are stored or, of a view, in row-major order. What they are is said here by hand, as
+tensors that torch itself made.
 """
 
 import json
@@ -38,6 +39,20 @@ def flat(value, path=()):
     }
 
 
+class View:
+    """A tensor that is to be found as a view of a storage that it does not have for itself."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+class Quantised:
+    """A tensor whose numbers stand for others."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
 def state_dict():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     value = model.state_dict()
@@ -67,7 +82,12 @@ def shared():
     tied = numbers(3, 2)
     model = torch.nn.Linear(2, 2)
     value = {"embedding": tied, "head": tied, "again": tied.view(6), "parameter": model.weight}
-    return value, {"embedding": tied, "parameter": model.weight.detach()}
+    return value, {
+        "embedding": tied,
+        "head": View(tied),
+        "again": View(tied.view(6)),
+        "parameter": model.weight.detach(),
+    }
 
 
 def views():
@@ -82,11 +102,11 @@ def views():
         "conjugate": torch.conj(complex_one),
     }
     return value, {
+        "row": View(whole[1]),
         "whole": whole,
-        "part": part.flatten(),
+        "part": View(part[1:3, ::2]),
         "turned": turned.t(),
-        "expanded": value["expanded"][0],
-        "conjugate": complex_one,
+        "expanded": View(value["expanded"]),
     }
 
 
@@ -136,8 +156,8 @@ def classes():
         "parameter.extra": parameter.extra,
         "marked": marked,
         "marked.note.inner": marked.note["inner"],
-        "module._parameters.weight": module.weight.detach(),
-        "module._parameters.bias": module.bias.detach(),
+        "module.weight": module.weight.detach(),
+        "module.bias": module.bias.detach(),
     }
 
 
@@ -153,14 +173,16 @@ def unknown():
     sparse = value["sparse"]
     return value, {
         "plain": value["plain"],
-        "sparse.1.0": sparse._indices(),
-        "sparse.1.1": sparse._values(),
+        "quantised": Quantised(value["quantised"]),
+        "storage": torch.tensor(value["storage"].tolist(), dtype=torch.uint8),
+        "sparse.indices": sparse._indices(),
+        "sparse.values": sparse._values(),
     }
 
 
 def protocol():
     value = {"w": numbers(2, 2), "more": [numbers(1)] * 2, "long": "x" * 300, "big": 2**70}
-    return value, {"w": value["w"], "more.0": value["more"][0]}
+    return value, {"w": value["w"], "more.0": value["more"][0], "more.1": View(value["more"][1])}
 
 
 def raw(tensor):
@@ -172,6 +194,12 @@ def raw(tensor):
 
 def describe(tensor):
     """What is to be found of a tensor; bytes in the order in which they are stored."""
+    if isinstance(tensor, View):
+        found = describe(tensor.tensor.contiguous())
+        return found | {"order": "view"}
+    if isinstance(tensor, Quantised):
+        kind = str(tensor.tensor.dtype).removeprefix("torch.")
+        return describe(tensor.tensor.int_repr()) | {"kind": kind}
     turned = tensor.dim() > 1 and not tensor.is_contiguous()
     kind, shape = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
     if kind == "float4_e2m1fn_x2":

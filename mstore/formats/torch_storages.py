@@ -1,0 +1,181 @@
+"""Which bytes of a file of `torch.save` are which tensor, from what its pickle says of storages.
+
+A storage that a tensor covers whole, row- or column-major, is that tensor's segment, the first
+one's where there are several. All other tensors are views of the storage: tied weights, slices,
+expanded ones. A storage that no tensor covers is a segment all the same, a hidden one of one axis
+called `storage:` and the name of the first tensor in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mstore.dtypes import BY_NAME, DType
+from mstore.errors import FormatError, LimitExceededError
+from mstore.formats.base import check_shape, quote
+from mstore.formats.naming import Names
+from mstore.formats.torch_structure import Found
+from mstore.formats.torch_tensors import Other, Path, Use, join
+from mstore.layout import Layout, Order, Strided, Tensor, View, cover
+
+MAX_TENSORS = 1_000_000
+"""Most tensors in a file."""
+
+_MAX_TOLD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the file the bytes of a storage are, or `why` they are not there as they are."""
+
+    offset: int
+    size: int
+    why: str = ""
+
+
+def arrange(
+    format: str,  # noqa: A002
+    size: int,
+    found: Found,
+    places: Mapping[str, Place],
+    *,
+    big_endian: bool,
+) -> tuple[Layout, str | None]:
+    """The layout of a file of `size` bytes with these tensors, and what to tell of those left out.
+
+    `places` are those of the storages by their keys.
+
+    Raises FormatError if a storage is missing or has another size than a tensor says, or if a
+    tensor leaves its storage; LimitExceededError for too many tensors or too long names.
+    """
+    uses = found.uses
+    if len(uses) > MAX_TENSORS:
+        raise LimitExceededError(f"it has more than {MAX_TENSORS} tensors")
+    for use in uses:
+        _check(use, _place(use, places))
+    whole = _wholes(uses, places)
+    plan = _Plan(big_endian)
+    for number, use in enumerate(uses):
+        place = _place(use, places)
+        if why := _why_left_out(use, place, whole.get(use.storage.key) == number):
+            plan.left.append((use.path, why))
+        elif isinstance(use, Use) and use.dtype is not None:
+            order = use.order_of_all(place.size // use.dtype.itemsize)
+            plan.add(use, use.dtype, place, order if whole.get(use.storage.key) == number else None)
+    for use in uses:
+        plan.add_hidden(use, _place(use, places), use.storage.key in whole)
+    layout = cover(format, size, plan.tensors, hidden=plan.hidden, views=plan.views)
+    return layout, plan.note(found.cut)
+
+
+def _place(use: Use | Other, places: Mapping[str, Place]) -> Place:
+    if (place := places.get(use.storage.key)) is None:
+        raise FormatError(f"its storage {quote(use.storage.key)} is missing")
+    return place
+
+
+def _check(use: Use | Other, place: Place) -> None:
+    """Raise FormatError if a storage has another size than is said, or a tensor leaves it."""
+    storage = use.storage
+    if storage.nbytes not in (None, place.size):
+        raise FormatError(
+            f"its storage {quote(storage.key)} has {place.size} bytes, "
+            f"but should have {storage.nbytes}"
+        )
+    if isinstance(use, Use) and use.dtype is not None:
+        what = f"its tensor {quote(join(use.path))}"
+        check_shape(use.dtype, _packed(use.dtype, use.shape), what)
+        if storage.start + use.reach * use.dtype.itemsize > place.size:
+            raise FormatError(f"{what} leaves its storage")
+
+
+def _wholes(uses: Sequence[Use | Other], places: Mapping[str, Place]) -> dict[str, int]:
+    """For each storage that a tensor covers whole, by its key, the number of the first such use."""
+    found: dict[str, int] = {}
+    for number, use in enumerate(uses):
+        key = use.storage.key
+        if not isinstance(use, Use) or use.dtype is None or not use.exact or key in found:
+            continue
+        count, rest = divmod(places[key].size, use.dtype.itemsize)
+        if not rest and use.order_of_all(count) and not places[key].why:
+            found[key] = number
+    return found
+
+
+def _why_left_out(use: Use | Other, place: Place, whole: bool) -> str | None:
+    """Why a tensor cannot be described; None if it can."""
+    if isinstance(use, Other):
+        if use.storage.nbytes is None:
+            return f"is of type {quote(use.storage.kind)}"
+        return f"is made by {quote(use.maker or 'an object')}"
+    if use.dtype is None:
+        return f"is of type {quote(use.kind)}"
+    if not use.exact:
+        return "is the conjugate or the negative of what is stored"
+    if use.dtype.bits < 8 and not whole:
+        return f"is a part of elements of {use.dtype.bits} bits"
+    return place.why or None
+
+
+def _packed(dtype: DType, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of single numbers, of which torch counts as one those that share a byte."""
+    per_byte = dtype.itemsize * 8 // dtype.bits
+    if per_byte == 1:
+        return shape
+    return (*shape[:-1], per_byte * shape[-1]) if shape else (per_byte,)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What is known of the file's tensors so far."""
+
+    big_endian: bool
+    tensors: list[tuple[int, Tensor]] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
+    left: list[tuple[Path | None, str]] = field(default_factory=list)
+    _names: Names = field(default_factory=Names)
+    _stored: set[str] = field(default_factory=set)
+
+    def add(self, use: Use, dtype: DType, place: Place, order: Order | None) -> None:
+        """A tensor: a segment if it has an `order` there, else a view."""
+        name = self._names.add(join(use.path))
+        shape, stored = _packed(dtype, use.shape), self._as_stored(dtype)
+        tensor = Tensor(name, stored, shape, order or "C", use.quantised)
+        if order:
+            self.tensors.append((place.offset, tensor))
+        else:
+            self.views.append(View(tensor, _strided(use, dtype, place)))
+
+    def add_hidden(self, use: Use | Other, place: Place, whole: bool) -> None:
+        """The storage of a tensor, if it is not there yet and its type is known."""
+        key, dtype = use.storage.key, use.dtype if isinstance(use, Use) else use.storage.dtype
+        if whole or place.why or not place.size or dtype is None or key in self._stored:
+            return
+        self._stored.add(key)
+        if dtype.bits < 8 or place.size % dtype.itemsize:
+            dtype = BY_NAME["u8"]
+        name = self._names.add(f"storage:{join(use.path)}")
+        count = place.size // dtype.itemsize
+        self.tensors.append((place.offset, Tensor(name, self._as_stored(dtype), (count,))))
+        self.hidden.add(name)
+
+    def _as_stored(self, dtype: DType) -> DType:
+        return BY_NAME.get(f">{dtype.name}", dtype) if self.big_endian else dtype
+
+    def note(self, cut: bool) -> str | None:
+        """What to tell of the tensors that are left out, and why they are."""
+        told = [f"{quote(join(path))} {why}" for path, why in self.left[:_MAX_TOLD]]
+        if len(self.left) > _MAX_TOLD:
+            told.append("…")
+        notes = [f"{len(self.left)} of its tensors are not listed: {', '.join(told)}"] * bool(told)
+        notes += ["not all places are listed of tensors that are in many"] * cut
+        return "; ".join(notes) or None
+
+
+def _strided(use: Use, dtype: DType, place: Place) -> Strided:
+    """Where the elements of a view are; strides that are never taken count as 0."""
+    if 0 in use.shape:
+        return Strided(place.offset, (0,) * len(use.shape))
+    offset = place.offset + use.storage.start + use.offset * dtype.itemsize
+    steps = zip(use.shape, use.strides, strict=True)
+    return Strided(offset, tuple(stride * dtype.itemsize * (size > 1) for size, stride in steps))

@@ -1,0 +1,231 @@
+"""How a pickle of PyTorch says what a tensor is: a storage by its key, an offset, a size, strides.
+
+A tensor is pickled as a call of one of torch's own functions with a storage and the rest; a storage
+as the persistent id ('storage', class, key, location, elements), in files from before torch 1.6
+with the part of the storage that is meant as one more. The calls are known by their names and never
+made. Sources: torch/_utils.py, torch/_tensor.py, torch/storage.py and torch/serialization.py of
+PyTorch 0.4 to 2.13.
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal, TypeGuard
+
+from mstore.dtypes import BY_NAME, DType
+from mstore.errors import FormatError, LimitExceededError
+from mstore.formats.base import MAX_DIMS, quote
+from mstore.formats.pickle_values import Call, Dict, Global, Persistent
+
+MAX_NAME = 4096
+"""Most characters of a tensor's name."""
+
+Path = tuple["Path | None", object]
+"""Where a value is: the path of what holds it, if that has one, and its own key there."""
+
+_METADATA = {
+    "_rebuild_tensor": None,
+    "_rebuild_tensor_v2": 6,
+    "_rebuild_tensor_v3": 7,
+    "_rebuild_qtensor": None,
+}
+"""The functions that make a tensor from a storage, and which argument says what else it is."""
+
+_STORAGES = ("torch", "torch.cuda", "torch.storage")
+_UNTYPED = ("UntypedStorage", "_UntypedStorage")
+_DTYPES = {dtype.numpy: dtype for dtype in BY_NAME.values() if not dtype.big_endian}
+_DTYPES["float4_e2m1fn_x2"] = BY_NAME["f4"]  # two in each byte
+_QUANTISED = {"qint8": "i8", "quint8": "u8", "qint32": "i32"}
+_STORAGE_TYPES = {
+    f"{name}Storage": (kind, BY_NAME[_QUANTISED[kind]] if kind in _QUANTISED else _DTYPES[kind])
+    for name, kind in [
+        *[("Double", "float64"), ("Float", "float32"), ("Half", "float16")],
+        *[("Long", "int64"), ("Int", "int32"), ("Short", "int16"), ("Char", "int8")],
+        *[("Byte", "uint8"), ("Bool", "bool"), ("BFloat16", "bfloat16")],
+        *[("ComplexDouble", "complex128"), ("ComplexFloat", "complex64")],
+        *[("QInt8", "qint8"), ("QUInt8", "quint8"), ("QInt32", "qint32")],
+    ]
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of bytes by its key; `nbytes` is None where the type of its elements is unknown.
+
+    `kind` is torch's name of the type, or the name of the class where that says nothing of it.
+    What is meant starts at byte `start`.
+    """
+
+    key: str
+    kind: str
+    dtype: DType | None
+    nbytes: int | None
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A tensor: the elements of a storage from `offset` on, `strides` apart, all counted in it.
+
+    `dtype` is None where no `DType` is like the tensor's own type, called `kind`. `exact` tells
+    that the elements are the stored numbers, and not the negative or conjugate of them.
+    """
+
+    path: Path | None
+    storage: Storage
+    dtype: DType | None
+    kind: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    exact: bool = True
+
+    @property
+    def quantised(self) -> str:
+        """The type's name where the numbers stand for others; else empty."""
+        return self.kind if self.kind in _QUANTISED else ""
+
+    def order_of_all(self, count: int) -> Literal["C", "F"] | None:
+        """The order in which it covers a storage of `count` elements; None if it does not."""
+        if self.storage.start or self.offset or prod(self.shape) != count:
+            return None
+        if count == 0 or _dense(self.shape[::-1], self.strides[::-1]):
+            return "C"
+        return "F" if _dense(self.shape, self.strides) else None
+
+    @property
+    def reach(self) -> int:
+        """Elements from where the storage starts to the end of the last that is viewed."""
+        if 0 in self.shape:
+            return 0
+        steps = zip(self.shape, self.strides, strict=True)
+        return 1 + self.offset + sum((size - 1) * stride for size, stride in steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """A storage in something that is not understood: in what `maker` makes, or of unknown type."""
+
+    path: Path | None
+    storage: Storage
+    maker: str | None
+
+
+def is_tensor(function: str | None) -> bool:
+    """Whether torch's function of this name makes a tensor from a storage."""
+    return function in _METADATA
+
+
+def storage_of(value: object) -> Storage | None:
+    """The storage of a persistent id; None if the id is not of that kind.
+
+    Raises FormatError for one that torch would not write.
+    """
+    identifier = value.identifier if isinstance(value, Persistent) else None
+    if not isinstance(identifier, tuple) or identifier[:1] != ("storage",):
+        return None
+    if len(identifier) not in (5, 6):
+        raise FormatError("it names a storage in an unknown way")
+    _, kind, key, _, count = identifier[:5]
+    if not isinstance(kind, Global) or not isinstance(key, str) or not _is_size(count):
+        raise FormatError("it names a storage in an unknown way")
+    known = _STORAGE_TYPES.get(kind.name) if kind.module in _STORAGES else None
+    part = _start_of_part(identifier[5]) if len(identifier) == 6 else 0
+    if known is not None:
+        name, dtype = known
+        return Storage(key, name, dtype, dtype.itemsize * count, dtype.itemsize * part)
+    if kind.module in _STORAGES and kind.name in _UNTYPED:
+        return Storage(key, str(kind), None, count, part)
+    return Storage(key, str(kind), None, None)
+
+
+def _start_of_part(part: object) -> int:
+    """The element that a part of a storage starts at; it is written as (key, start, elements)."""
+    if part is None:
+        return 0
+    if not isinstance(part, tuple) or len(part) != 3 or not _are_sizes(part[1:]):
+        raise FormatError("it names a part of a storage in an unknown way")
+    start: int = part[1]
+    return start
+
+
+def whole_storage(path: Path | None, storage: Storage) -> Use | None:
+    """A storage by itself as a tensor of one axis; None if the type of its elements is unknown."""
+    if storage.nbytes is None:
+        return None
+    dtype = storage.dtype or BY_NAME["u8"]
+    count = storage.nbytes // dtype.itemsize
+    return Use(path, storage, dtype, storage.kind, 0, (count,), (1,))
+
+
+def read_tensor(call: Call, path: Path | None, function: str) -> Use:
+    """What a call of torch's `function` makes. Raises FormatError, LimitExceededError if none."""
+    arguments = call.arguments
+    storage = storage_of(arguments[0]) if len(arguments) >= 4 else None
+    if storage is None:
+        raise FormatError(f"its tensor {quote(join(path))} has no storage")
+    offset, size, strides = arguments[1:4]
+    # A size is pickled as a tuple, but by itself it is an object of a class of its own.
+    if isinstance(size, Call) and str(size.function) == "torch.Size" and len(size.arguments) == 1:
+        (size,) = size.arguments
+    for numbers in (size, strides):
+        if isinstance(numbers, tuple) and len(numbers) > MAX_DIMS:
+            raise LimitExceededError(
+                f"its tensor {quote(join(path))} has {len(numbers)} dimensions"
+            )
+    if not (_is_size(offset) and _are_sizes(size) and _are_sizes(strides)):
+        raise FormatError(f"the shape of its tensor {quote(join(path))} is malformed")
+    if len(size) != len(strides):
+        raise FormatError(f"its tensor {quote(join(path))} has {len(strides)} strides")
+    dtype, kind = storage.dtype, storage.kind
+    if function == "_rebuild_tensor_v3":  # the only one that says the type
+        kind = str(arguments[6]) if len(arguments) > 6 else "no type"
+        dtype = _DTYPES.get(kind.removeprefix("torch."))
+    at = _METADATA[function]
+    metadata = arguments[at] if at is not None and len(arguments) > at else None
+    exact = not (isinstance(metadata, Dict) and metadata.pairs)
+    return Use(path, storage, dtype, kind, offset, size, strides, exact)
+
+
+def join(path: Path | None) -> str:
+    """The keys of a path, with dots between; raises LimitExceededError if it is too long.
+
+    Keys may have dots in them, so two paths may be joined to the same name.
+    """
+    labels: list[str] = []
+    length = 0
+    while path is not None:
+        path, key = path
+        labels.append(_label(key))
+        length += len(labels[-1]) + 1
+        if length > MAX_NAME:
+            raise LimitExceededError(
+                f"a tensor in it has a name of more than {MAX_NAME} characters"
+            )
+    return ".".join(reversed(labels))
+
+
+def _label(key: object) -> str:
+    if isinstance(key, str):
+        # Lone surrogates are no text that could be stored.
+        return key[: MAX_NAME + 1].encode("utf-8", "backslashreplace").decode()
+    if isinstance(key, tuple):
+        return ",".join("?" if isinstance(part, tuple) else _label(part) for part in key[:16])
+    return str(key) if isinstance(key, int | float | Global | None) else "?"
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0  # a bool is an int, but no size
+
+
+def _are_sizes(values: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(values, tuple) and all(map(_is_size, values))
+
+
+def _dense(sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether elements lie without gaps, those along the first dimension next to each other."""
+    step = 1
+    for size, stride in zip(sizes, strides, strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
