@@ -4,6 +4,8 @@ from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import HEAD_SIZE, Format
 from mstore.formats.companion import Companion
 from mstore.formats.gguf import GgufFormat
+from mstore.formats.hdf5 import Hdf5Format
+from mstore.formats.keras import KerasFormat
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.safetensors import SafetensorsFormat
@@ -16,8 +18,10 @@ FORMATS: list[Format] = [
     NpyFormat(),
     GgufFormat(),
     TorchFormat(),
+    KerasFormat(),
     NpzFormat(),
     TensorflowIndexFormat(),
+    Hdf5Format(),
 ]
 """Every known format; the first whose `sniff` says yes describes the file.
 

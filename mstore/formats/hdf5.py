@@ -1,0 +1,207 @@
+"""HDF5, as h5py and Keras write it: datasets in a tree of groups.
+
+    0, 512, 1024, 2048, …   superblock: `\\x89HDF\\r\\n\\x1a\\n`, version, place of the root group
+    anywhere                headers of objects, B-trees, heaps, and the data of datasets
+
+What lies where is said by the HDF5 library alone, which runs in a process of its own (see
+`mstore.formats.hdf5_process`); what it says is checked here. A dataset is called by its path
+without the leading slash. Its data is
+
+- one run of the file: a segment;
+- in chunks without filters: the chunks are hidden segments (those at the edges are stored whole),
+  and the dataset a view of them;
+- never written: a view of nothing but its fill value;
+- compressed, part of its header, or of a type that is no `DType`: opaque.
+
+A dataset with two paths (hard links) is described under both, but a group with two paths only under
+the one that comes first. Soft links are passed over. Files that send their reader elsewhere
+(external links and storage, virtual datasets, filters that are plug-ins) are not described at all.
+Source: HDF5 File Format Specification 3.0, and the reference manual of the HDF5 library.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import product
+
+from mstore.dtypes import DType
+from mstore.errors import FormatError, UnsafeInputError
+from mstore.formats import hdf5_process
+from mstore.formats.base import Danger, Finding, Format, WindowReader, quote
+from mstore.formats.hdf5_listing import Dataset, Listing, list_file
+from mstore.formats.keras_config import config_findings
+from mstore.formats.naming import Names
+from mstore.formats.shifting import cover_all, shifted
+from mstore.layout import ByteReader, Layout, Strided, Tensor, Tiled, View, cover, grid, opaque
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""The start of a superblock."""
+
+MISSING = "install mstore[hdf5] to see its datasets"
+"""What to tell the user where h5py is not installed."""
+
+_HAZARDS: dict[str, tuple[Danger, str]] = {
+    "link": ("dangerous", "opens another file through a link"),
+    "strange link": ("unknown", "follows a link of a kind that only a plug-in knows"),
+    "external": ("dangerous", "reads data of a dataset from other files"),
+    "virtual": ("dangerous", "puts a dataset together from other files"),
+    "filter": ("unknown", "needs a plug-in to read a dataset"),
+}
+
+
+class Hdf5Format(Format):
+    """HDF5 files, with or without a user block before the superblock."""
+
+    name = "hdf5"
+
+    def sniff(self, head: bytes, reader: ByteReader) -> bool:
+        """A superblock's signature at one of the places where the library looks for it."""
+        return _find_superblock(head, reader) is not None
+
+    def layout(self, reader: ByteReader) -> Layout:
+        """Every dataset of numbers that is not compressed; the rest is opaque."""
+        return self.examine(reader)[0]
+
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """The layout, and how many datasets are not described and why."""
+        if not hdf5_process.is_available():
+            return opaque(reader.size), MISSING
+        start, window = _without_user_block(reader)
+        listing = list_file(window)
+        if listing.hazards:
+            first = listing.hazards[0]
+            _, what = _hazard(first.kind)
+            raise UnsafeInputError(f"the HDF5 library {what} to read it: {quote(first.path)}")
+        parts = _describe(listing, window.size)
+        layout = cover(
+            self.name, window.size, parts.tensors, hidden=parts.hidden, views=parts.views
+        )
+        if start:
+            layout = cover_all(self.name, reader.size, [shifted(layout, start, "")])
+        return layout, _note(parts.left, len(listing.datasets))
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """Where the file sends its reader elsewhere, and what a Keras model in it would run."""
+        if not hdf5_process.is_available():
+            return [Finding("unknown", f"cannot be looked into; {MISSING}")]
+        listing = list_file(_without_user_block(reader)[1])
+        found = [Finding(*_hazard(hazard.kind), hazard.path) for hazard in listing.hazards]
+        for name, config in listing.configs.items():
+            found += config_findings(config, name)
+        return found
+
+
+def _find_superblock(head: bytes, reader: ByteReader) -> int | None:
+    """Where the superblock starts, or None: at 0, 512 or a doubling of that."""
+    at, length = 0, len(SIGNATURE)
+    while at + length <= reader.size:
+        inside = at + length <= len(head)
+        if (head[at : at + length] if inside else reader.read(at, length)) == SIGNATURE:
+            return at
+        at = at * 2 or 512
+    return None
+
+
+def _without_user_block(reader: ByteReader) -> tuple[int, WindowReader]:
+    """Where the superblock starts, and the file from there on, which is an HDF5 file as well."""
+    start = _find_superblock(b"", reader)
+    if start is None:
+        raise FormatError("it has no superblock")
+    return start, WindowReader(reader, start, reader.size - start)
+
+
+def _hazard(kind: str) -> tuple[Danger, str]:
+    return _HAZARDS.get(kind, ("unknown", "does something that is not known"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What `cover` takes, and how many datasets stay opaque by the reason."""
+
+    tensors: list[tuple[int, Tensor]] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
+    views: list[View] = field(default_factory=list)
+    left: Counter[str] = field(default_factory=Counter)
+
+
+def _describe(listing: Listing, size: int) -> _Parts:
+    """The datasets as tensors, in a file of `size` bytes."""
+    parts = _Parts()
+    names = Names()
+    # All datasets are named before any chunk is, so that none of them gets a number for it.
+    named = [(names.add(dataset.path), dataset) for dataset in listing.datasets]
+    known: set[int] = set()  # addresses of those whose data has a place in the layout
+    for name, dataset in named:
+        dtype = dataset.dtype
+        if dtype is None:
+            parts.left["of other types"] += 1
+            continue
+        start = _run(dataset, dtype)
+        if start is None and (reason := _why_opaque(dataset, dtype)):
+            parts.left[reason] += 1
+            continue
+        tensor = Tensor(name, dtype, dataset.shape)
+        if start is None:
+            # One that was never written, and is in no chunks, is one tile that is not stored.
+            tile, offsets = dataset.tile or dataset.shape, tuple(dataset.offsets) or (-1,)
+            parts.views.append(View(tensor, Tiled(tile, offsets, dataset.fill)))
+            if dataset.offsets and dataset.address not in known:
+                _add_tiles(parts, names, tensor, dataset)
+        elif dataset.address in known:
+            parts.views.append(View(tensor, Strided(start, _strides(tensor))))
+        else:
+            parts.tensors.append((start, tensor))
+        known.add(dataset.address)
+    return parts
+
+
+def _run(dataset: Dataset, dtype: DType) -> int | None:
+    """Where the file has all data of a dataset in row-major order, or None if it has not so."""
+    if not dtype.nbytes(dataset.shape):
+        return 0
+    if dataset.layout == "contiguous":
+        return dataset.offset
+    if dataset.tile[1:] != dataset.shape[1:] or not dataset.offsets or dataset.offsets[0] < 0:
+        return None
+    # Chunks of whole rows, one after the other; the rows too many of the last one come at the end.
+    first, length = dataset.offsets[0], dtype.nbytes(dataset.tile)
+    follow = all(at == first + i * length for i, at in enumerate(dataset.offsets))
+    return first if follow else None
+
+
+def _why_opaque(dataset: Dataset, dtype: DType) -> str:
+    """What keeps a dataset that is not one run from being described, or an empty string."""
+    if dataset.layout == "filtered":
+        return "compressed"
+    if dataset.layout == "compact":
+        return "inside their headers"
+    if dataset.layout not in ("contiguous", "chunked"):
+        return "in layouts unknown"
+    return "" if len(dataset.fill) == dtype.itemsize else "with fill values unknown"
+
+
+def _add_tiles(parts: _Parts, names: Names, tensor: Tensor, dataset: Dataset) -> None:
+    """The stored chunks of a dataset as hidden tensors."""
+    places = product(*map(range, grid(dataset.shape, dataset.tile)))
+    for place, offset in zip(places, dataset.offsets, strict=False):
+        if offset >= 0:
+            name = names.add(f"{tensor.name}[{','.join(map(str, place))}]")
+            parts.hidden.add(name)
+            parts.tensors.append((offset, Tensor(name, tensor.dtype, dataset.tile)))
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    """Bytes between neighbours along each axis, in row-major order."""
+    strides = []
+    step = tensor.dtype.itemsize
+    for extent in reversed(tensor.shape):
+        strides.append(step)
+        step *= extent
+    return tuple(reversed(strides))
+
+
+def _note(left: Counter[str], count: int) -> str | None:
+    """What to tell of the datasets that stay opaque."""
+    if not left:
+        return None
+    reasons = ", ".join(f"{number} {reason}" for reason, number in left.items())
+    return f"opaque bytes for {left.total()} of {count} datasets: {reasons}"
