@@ -1,4 +1,4 @@
-"""A safetensors file made of arrays in memory, ready to be committed or written out.
+"""Safetensors files to be made: of arrays in memory, ready to be committed, or of given tensors.
 
 The layout of such files is described in `mstore.formats.safetensors`. Like the reference writer,
 tensors are ordered by falling item size, then by name, so that each starts at a multiple of its
@@ -6,7 +6,7 @@ item size.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from mstore.dtypes import DType
@@ -41,14 +41,29 @@ def pack_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> Arr
     Raises InvalidInputError for an array whose type safetensors cannot hold or whose memory lies
     otherwise, LimitExceededError for more tensors or names than a reader would accept.
     """
-    if len(arrays) > MAX_TENSORS:
-        raise LimitExceededError(f"{len(arrays)} tensors are too many for one file")
     tensors = [Tensor(name, _storable(name, array), array.shape) for name, array in arrays.items()]
-    tensors.sort(key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
+    header, placed = place_tensors(tensors, metadata)
+    end = len(header) + sum(tensor.nbytes for tensor in tensors)
+    layout = cover("safetensors", end, placed)
+    return ArrayFile(header, layout, [bytes_of(arrays[tensor.name]) for _, tensor in placed])
+
+
+def place_tensors(
+    tensors: Iterable[Tensor], metadata: Mapping[str, str]
+) -> tuple[bytes, list[tuple[int, Tensor]]]:
+    """The header of a safetensors file of these, and where in the file each lies, in file order.
+
+    They are row-major, of different names, and of types that are keys of `DTYPE_NAMES`. Raises
+    InvalidInputError for a name that cannot be written, LimitExceededError for more tensors or
+    names than a reader would accept.
+    """
+    ordered = sorted(tensors, key=lambda tensor: (-_alignment(tensor.dtype), tensor.name))
+    if len(ordered) > MAX_TENSORS:
+        raise LimitExceededError(f"{len(ordered)} tensors are too many for one file")
     entries: dict[str, object] = {METADATA_KEY: dict(metadata)} if metadata else {}
     starts: list[int] = []
     end = 0
-    for tensor in tensors:
+    for tensor in ordered:
         starts.append(end)
         end += tensor.nbytes
         entries[tensor.name] = {
@@ -57,9 +72,12 @@ def pack_arrays(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> Arr
             "data_offsets": (starts[-1], end),
         }
     header = _encode_header(entries)
-    placed = [(len(header) + start, tensor) for start, tensor in zip(starts, tensors, strict=True)]
-    layout = cover("safetensors", len(header) + end, placed)
-    return ArrayFile(header, layout, [bytes_of(arrays[tensor.name]) for tensor in tensors])
+    return header, [(len(header) + start, one) for start, one in zip(starts, ordered, strict=True)]
+
+
+def _alignment(dtype: DType) -> int:
+    """The power of two in the item size, which is 3 for elements of six bits."""
+    return dtype.itemsize & -dtype.itemsize
 
 
 def _storable(name: str, array: Array) -> DType:

@@ -1,6 +1,7 @@
 """One version as a user sees it: its files, its tensors, and what was said about it."""
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from mstore.ids import Id
 from mstore.numpy_dtypes import Array
 from mstore.objects import FileEntry, Manifest
 from mstore.ops.checkout import write_out
+from mstore.ops.export import DEFAULT_SHARD_SIZE, Export, choose, export
+from mstore.ops.rowmajor import Exportable
 from mstore.structure import restore
 from mstore.tensors import SegmentTensor, TensorView, read_segments
 from mstore.viewed import ViewTensor
@@ -24,11 +27,14 @@ from mstore.viewed import ViewTensor
 class FileView:
     """One file of a version; its content is read when asked for."""
 
-    def __init__(self, path: str, entry: FileEntry, db: Database, reader: ChunkReader) -> None:
+    def __init__(
+        self, path: str, entry: FileEntry, version: Id, db: Database, reader: ChunkReader
+    ) -> None:
         self.path = path
         self.size = entry.size
         self.executable = entry.executable
         self._entry = entry
+        self._version = version
         self._db = db
         self._reader = reader
 
@@ -68,6 +74,36 @@ class FileView:
     def bytes(self) -> StoredBytes:
         """Its bytes at any offset."""
         return StoredBytes(self.manifest, self._reader)
+
+    def export(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        tensors: str | Iterable[str] | None = None,
+        force: bool = False,
+        shard_size: int = DEFAULT_SHARD_SIZE,
+        progress: Callable[[int], None] | None = None,
+    ) -> Export:
+        """Write its tensors into a file of another format; see `Snapshot.export`."""
+        return export(
+            self._reader,
+            choose(list(self._exportable()), tensors, self._version),
+            out,
+            commit=self._version,
+            force=force,
+            shard_size=shard_size,
+            progress=progress,
+        )
+
+    def _exportable(self) -> Iterator[Exportable]:
+        """Its tensors, in file order, as they are exported."""
+        for tensor, segment in self.manifest.tensors():
+            if not segment.hidden:
+                elements = self.tensors[tensor.name]
+                yield Exportable(self.path, tensor, segment, self.bytes, elements)
+        for view in self.manifest.views:
+            elements = self.tensors[view.tensor.name]
+            yield Exportable(self.path, view.tensor, view, self.bytes, elements)
 
     def __repr__(self) -> str:
         return f"<File {self.path} {self.format} {self.size} bytes>"
@@ -192,7 +228,7 @@ class Snapshot:
         """The files by path."""
         return Files(
             {
-                path: FileView(path, entry, self._db, self._reader)
+                path: FileView(path, entry, self._id, self._db, self._reader)
                 for path, entry in self.record.files.items()
             }
         )
@@ -240,6 +276,39 @@ class Snapshot:
         """
         write_out(self._db, self.record, Path(directory), force=force, progress=progress)
         return Path(directory)
+
+    def export(
+        self,
+        out: str | os.PathLike[str],
+        *,
+        files: str | Iterable[str] | None = None,
+        tensors: str | Iterable[str] | None = None,
+        force: bool = False,
+        shard_size: int = DEFAULT_SHARD_SIZE,
+        progress: Callable[[int], None] | None = None,
+    ) -> Export:
+        """Write the tensors of all files, whatever format these have, into a file of another.
+
+        `out` is a .safetensors, .npz or .npy file, or a folder that is there or ends with a slash
+        in a str, which gets safetensors files of `shard_size` bytes and their index. `files` limits
+        it to these paths; `tensors` are names, or patterns such as `encoder.*`. What is written is
+        little-endian and row-major, and the values are the same bit for bit.
+
+        Raises ConflictError when something is there that would be overwritten, unless `force`;
+        NotFoundError for a file or tensor that is not there; InvalidInputError for tensors of a
+        type that the file cannot have.
+        """
+        paths = [files] if isinstance(files, str) else self.files if files is None else files
+        found = [one for path in paths for one in self.files[path]._exportable()]
+        return export(
+            self._reader,
+            choose(found, tensors, self._id),
+            out,
+            commit=self._id,
+            force=force,
+            shard_size=shard_size,
+            progress=progress,
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Snapshot) and other._id == self._id

@@ -73,6 +73,7 @@ def test_members_of_the_main_classes() -> None:
     assert sorted(members(mstore.Snapshot)) == [
         "author",
         "checkout",
+        "export",
         "files",
         "id",
         "load",

@@ -1,98 +1,112 @@
 """`mstore export`."""
 
-import io
-import os
-from collections.abc import Callable
-from difflib import get_close_matches
-from pathlib import Path
+import re
 
 import click
-import numpy as np
 
-from mstore.arrayfile import pack_arrays
 from mstore.cli import output, text
 from mstore.cli.failures import Misuse
 from mstore.cli.invocation import Invocation, command, complete_revision
-from mstore.errors import ConflictError, InvalidInputError, NotFoundError
-from mstore.ids import Buffer
-from mstore.numpy_dtypes import ML_DTYPES, Array, bytes_of, little_endian
+from mstore.cli.progress import progress
+from mstore.dtypes import BY_NAME
+from mstore.numpy_dtypes import numpy_dtype
+from mstore.ops.export import DEFAULT_SHARD_SIZE, SUFFIXES, Export, is_folder
 from mstore.snapshot import Snapshot
-from mstore.storage.files import FILES
-from mstore.tensors import TensorView
+
+_SIZE = re.compile(r"([0-9]{1,15}) ?(?:([kKMGT])(i?))?B?")
 
 
 @command(
     "export",
     examples="""
+mstore export main -o model.safetensors
+mstore export main:checkpoints/last.pt -o weights.npz
+mstore export v1.0 -o hub/ --shard-size 2GB
 mstore export main --tensor encoder.layer.0.weight -o weight.npy
-mstore export v1.0 --tensor lm_head.weight -o head.safetensors
+mstore export main --tensor 'encoder.*' --tensor lm_head.weight -o parts.safetensors
 """,
 )
-@click.argument("revision", metavar="REV", shell_complete=complete_revision)
-@click.option("--tensor", metavar="NAME", required=True, help="The tensor, as `show` names it.")
+@click.argument("revision", metavar="REV[:PATH]", shell_complete=complete_revision)
 @click.option(
-    "-o", "--output", "out", metavar="FILE", required=True, help="A .npy or .safetensors file."
+    "--tensor", "tensors", metavar="GLOB", multiple=True, help="Only tensors of such names."
 )
-@click.option("-f", "--force", is_flag=True, help="Overwrite FILE if it is there.")
-def export(call: Invocation, revision: str, tensor: str, out: str, force: bool) -> None:
-    """Write one tensor to a .npy or .safetensors file.
+@click.option("-o", "--output", "out", metavar="OUT", required=True, help="What to write.")
+@click.option("--shard-size", metavar="SIZE", help="Most bytes in each file of a folder: 5GB.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite what is there.")
+def export(
+    call: Invocation,
+    revision: str,
+    tensors: tuple[str, ...],
+    out: str,
+    shard_size: str | None,
+    force: bool,
+) -> None:
+    """Write tensors of any format to an open, safe one.
 
-    Where two files of the version have tensors of one name, call it PATH:NAME.
+    All tensors of the version, or of one file or folder of it, go to OUT: a .safetensors, .npz or
+    .npy file (that of one tensor), or a folder, if it is one or ends with a slash, for safetensors
+    files with an index. Elements are little-endian and row-major there, values the same bit for
+    bit.
+
+    Where two files of the version have tensors of one name, these are called PATH:NAME.
     """
-    target = Path(out)
-    if target.suffix not in _FORMATS:
-        raise Misuse(f"{out} is neither .npy nor .safetensors", hint="the suffix says the format")
-    if not force and os.path.lexists(target):
-        raise ConflictError(f"{out} is there already", hint="overwrite it with --force")
-    view = _find(Snapshot(call.db, call.resolve(revision)), tensor)
-    parts = _FORMATS[target.suffix](view.name or Path(view.path).stem, view.numpy())
-    with FILES.temporary(target.parent, parts) as temporary:
-        FILES.rename(temporary, target)
-    FILES.fsync_dir(target.parent)
-    shape = list(view.shape)
+    folder = is_folder(out)
+    if not folder and not out.endswith(SUFFIXES):
+        raise Misuse(
+            f"{out} is neither .safetensors, .npz nor .npy, nor a folder",
+            hint="the suffix says the format; end the name of a new folder with /",
+        )
+    if shard_size is not None and not folder:
+        raise Misuse("--shard-size is for folders", hint="end the name of a new folder with /")
+    commit, files = call.resolve_files(revision)
+    with progress(call, "exporting") as told:
+        done = Snapshot(call.db, commit).export(
+            out,
+            files=files,
+            tensors=tensors or None,
+            force=force,
+            shard_size=_bytes(shard_size) if shard_size else DEFAULT_SHARD_SIZE,
+            progress=told.advance,
+        )
     if call.json:
-        output.document({"file": out, "tensor": tensor, "dtype": str(view.dtype), "shape": shape})
+        output.document(_document(done))
         return
-    call.note(
-        f"wrote {text.visible(tensor)} ({view.dtype} {shape}, {text.size(view.nbytes)}) "
-        f"to {text.visible(out)}"
-    )
+    for note in done.notes:
+        call.note(note)
+    call.note(f"wrote {_what(done)} to {_where(done, out)}")
 
 
-def _find(snapshot: Snapshot, name: str) -> TensorView:
-    try:
-        return snapshot.tensors[name]
-    except NotFoundError:
-        close = get_close_matches(name, snapshot.tensors, n=3, cutoff=0.5)
-        hint = (
-            f"nearest names: {', '.join(close)}"
-            if close
-            else f"see: mstore show {snapshot.id[:12]} --tensors"
-        )
-        raise NotFoundError(f"there is no tensor {name!r} in this version", hint=hint) from None
+def _bytes(size: str) -> int:
+    """What `5GB` or `512MiB` is in bytes; raises Misuse."""
+    match = _SIZE.fullmatch(size)
+    if match is None or not int(match[1]):
+        raise Misuse(f"{size} is not a size", hint="write for example 5GB or 512MiB")
+    step = 1024 if match[3] else 1000
+    return int(match[1]) * int(step ** " KMGT".index((match[2] or " ").upper()))
 
 
-def _npy(_: str, array: Array) -> list[Buffer]:
-    """The parts of a .npy file; raises InvalidInputError for types that it cannot name."""
-    if array.dtype.newbyteorder("=") in ML_DTYPES.values():
-        raise InvalidInputError(
-            f".npy files have no element type {array.dtype}", hint="use a .safetensors file"
-        )
-    header = io.BytesIO()
-    array = np.require(array, requirements="C")
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    return [header.getvalue(), bytes_of(array)]
+def _document(done: Export) -> dict[str, object]:
+    """All of it; of one tensor also in words of its own."""
+    if len(done.tensors) > 1:
+        return done.to_json()
+    (one,) = done.tensors
+    own = {"file": one.file, "tensor": one.source_name or one.source_path}
+    return {**own, "dtype": _numpy_name(one.dtype), "shape": list(one.shape), **done.to_json()}
 
 
-def _safetensors(name: str, array: Array) -> list[Buffer]:
-    """The parts of a .safetensors file; raises InvalidInputError for types it cannot name."""
-    # Not ascontiguousarray, which would give an array of no axes one.
-    plain = np.require(array.astype(little_endian(array.dtype)), requirements="C")
-    packed = pack_arrays({name: plain}, {})
-    return [packed.header, *packed.buffers]
+def _what(done: Export) -> str:
+    if len(done.tensors) > 1:
+        return f"{text.count(len(done.tensors), 'tensor')} ({text.size(done.nbytes)})"
+    (one,) = done.tensors
+    name = text.visible(one.source_name or one.source_path)
+    return f"{name} ({_numpy_name(one.dtype)} {list(one.shape)}, {text.size(one.nbytes)})"
 
 
-_FORMATS: dict[str, Callable[[str, Array], list[Buffer]]] = {
-    ".npy": _npy,
-    ".safetensors": _safetensors,
-}
+def _where(done: Export, out: str) -> str:
+    if len(done.files) == 1:
+        return text.visible(out)
+    return f"{text.count(len(done.files) - 1, 'file')} and their index in {text.visible(out)}"
+
+
+def _numpy_name(dtype: str) -> str:
+    return str(numpy_dtype(BY_NAME[dtype]))

@@ -17,7 +17,7 @@ from mstore.database import Database
 from mstore.errors import InvalidInputError
 from mstore.head import Head, HeadFile, has_commit
 from mstore.ids import Id
-from mstore.ops.revisions import DEFAULT_MODEL, check_name, resolve
+from mstore.ops.revisions import DEFAULT_MODEL, check_name, resolve, resolve_files
 from mstore.root import Refs
 
 if TYPE_CHECKING:
@@ -99,6 +99,11 @@ class Invocation:
         """The commit that a revision names."""
         head = self.head
         return resolve(self.db, self.model, revision, head.commit if head else None)
+
+    def resolve_files(self, text: str) -> tuple[Id, list[str] | None]:
+        """The commit that `REV` or `REV:PATH` names, and the paths of its files; None for all."""
+        head = self.head
+        return resolve_files(self.db, self.model, text, head.commit if head else None)
 
     def worktree_reader(self) -> "WorktreeReader":
         """The working directory, to look at; raises InvalidInputError when there is none."""

@@ -1,12 +1,9 @@
-"""gc, verify, stats and export."""
+"""gc, verify and stats."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
 import pytest
 
 
@@ -184,81 +181,6 @@ def test_stats_shows_ten_versions_unless_verbose(first: str, mstore: Any) -> Non
         mstore.commit("--meta", f"n={number}")
     assert mstore.ok("stats").lines[-1] == "  … and 2 older (all with -v)"
     assert len(mstore.ok("stats", "-v").lines) == len(mstore.ok("stats").lines) + 1
-
-
-def test_export_npy(first: str, mstore: Any) -> None:
-    ran = mstore.ok("export", "main", "--tensor", "encoder.0.weight", "-o", "w.npy")
-    assert ran.err == "wrote encoder.0.weight (float32 [256, 64], 65.5 kB) to w.npy\n"
-    assert np.array_equal(np.load("w.npy"), mstore.arrays(1)["encoder.0.weight"])
-    mstore.ok("export", "main", "--tensor", "steps", "-o", "s.npy")
-    assert np.load("s.npy").shape == ()
-    assert np.load("s.npy") == 1
-
-
-def test_export_safetensors(first: str, mstore: Any) -> None:
-    mstore.ok("export", "main", "--tensor", "encoder.0.bias", "-o", "b.safetensors")
-    Path("model.safetensors").unlink()
-    mstore.commit()
-    (tensor,) = mstore.json("show", "--tensors")["tensors"]
-    assert (tensor["name"], tensor["shape"]) == ("encoder.0.bias", [256])
-    assert mstore.json(
-        "export", "main", "--tensor", "encoder.0.bias", "-o", "again.safetensors"
-    ) == {
-        "file": "again.safetensors",
-        "tensor": "encoder.0.bias",
-        "dtype": "float32",
-        "shape": [256],
-    }
-    assert Path("again.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
-
-
-def test_export_of_types_that_npy_cannot_name(first: str, mstore: Any) -> None:
-    half = np.arange(8).astype(ml_dtypes.bfloat16)
-    mstore.write_model("model.safetensors", 1, half=half)
-    mstore.commit()
-    refused = mstore("export", "main", "--tensor", "half", "-o", "h.npy")
-    assert (refused.code, refused.error, refused.hint) == (
-        1,
-        ".npy files have no element type bfloat16",
-        "use a .safetensors file",
-    )
-    mstore.ok("export", "main", "--tensor", "half", "-o", "h.safetensors")
-    assert Path("h.safetensors").read_bytes().endswith(half.tobytes())
-    assert not Path("h.npy").exists()
-
-
-def test_export_of_big_endian_and_column_major_arrays(first: str, mstore: Any) -> None:
-    array = np.asfortranarray(np.arange(12, dtype=">i4").reshape(3, 4))
-    np.save("odd.npy", array)
-    mstore.commit()
-    mstore.ok("export", "main", "--tensor", "odd.npy", "-o", "odd.safetensors")
-    native = np.arange(12, dtype="<i4").tobytes()
-    assert Path("odd.safetensors").read_bytes().endswith(native)
-    assert b'"odd"' in Path("odd.safetensors").read_bytes()
-    mstore.ok("export", "main", "--tensor", "odd.npy", "-o", "copy.npy")
-    assert np.array_equal(np.load("copy.npy"), array)
-
-
-def test_export_overwrites_only_with_force(first: str, mstore: Any) -> None:
-    Path("w.npy").write_text("mine")
-    args = ("export", "main", "--tensor", "steps", "-o", "w.npy")
-    refused = mstore(*args)
-    assert (refused.code, refused.hint) == (11, "overwrite it with --force")
-    assert Path("w.npy").read_text() == "mine"
-    mstore.ok(*args, "--force")
-    assert np.load("w.npy") == 1
-    assert sorted(os.listdir())[-1] == "w.npy"
-
-
-def test_export_misused(first: str, mstore: Any) -> None:
-    wrong = mstore("export", "main", "--tensor", "steps", "-o", "w.txt")
-    assert (wrong.code, wrong.error) == (2, "w.txt is neither .npy nor .safetensors")
-    near = mstore("export", "main", "--tensor", "encoder.0.wieght", "-o", "w.npy")
-    assert (near.code, near.hint) == (1, "nearest names: encoder.0.weight, encoder.0.bias")
-    far = mstore("export", "main", "--tensor", "zzz", "-o", "w.npy")
-    assert far.hint == f"see: mstore show {first[:12]} --tensors"
-    nowhere = mstore("export", "main", "--tensor", "steps", "-o", "no/such/w.npy")
-    assert nowhere.code == 1
 
 
 def test_reindex_mends_damaged_indexes(first: str, second: str, mstore: Any) -> None:

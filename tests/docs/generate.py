@@ -21,6 +21,7 @@ from mstore import errors
 from mstore.cli.main import SECTIONS, cli
 from mstore.ops.changes import FileChange, TensorAt, TensorChange, Totals
 from mstore.ops.compare import Numbers
+from mstore.ops.export import Export, ExportedTensor
 from mstore.ops.gc import LostCommit, Report
 from mstore.ops.repack import RepackReport
 from mstore.ops.stats import Deltas, Stats, StoredBytes, Version
@@ -34,7 +35,7 @@ END = "<!-- to here -->"
 
 RETURNED: list[type] = [
     FileChange, TensorChange, TensorAt, Numbers, Totals,
-    Report, LostCommit, RepackReport, VerifyReport, Damage, Stats, StoredBytes, Deltas, Version, Root, Refs,
+    Export, ExportedTensor, Report, LostCommit, RepackReport, VerifyReport, Damage, Stats, StoredBytes, Deltas, Version, Root, Refs,
     Settings,
 ]  # fmt: skip
 """Types of values that methods of public classes give back, in the order of the page."""
