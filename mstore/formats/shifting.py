@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from mstore.formats.naming import Names
 from mstore.layout import Layout, Recoded, Strided, Tensor, Tiled, View, cover
 
 
@@ -23,17 +24,18 @@ def shifted(layout: Layout, offset: int, prefix: str) -> Contents:
     """
     return Contents(
         tuple(
-            (offset + segment.offset, _renamed(segment.tensor, prefix))
+            (offset + segment.offset, _named(segment.tensor, _joined(prefix, segment.tensor.name)))
             for segment in layout.segments
             if segment.tensor is not None
         ),
         frozenset(
-            _renamed(segment.tensor, prefix).name
+            _joined(prefix, segment.tensor.name)
             for segment in layout.segments
             if segment.tensor is not None and segment.hidden
         ),
         tuple(
-            View(_renamed(view.tensor, prefix), _moved(view.place, offset)) for view in layout.views
+            View(_named(view.tensor, _joined(prefix, view.tensor.name)), _moved(view.place, offset))
+            for view in layout.views
         ),
     )
 
@@ -42,25 +44,31 @@ def cover_all(format: str, size: int, parts: Iterable[Contents]) -> Layout:  # n
     """The layout of a file of `size` bytes with all these contents; the rest is opaque.
 
     A tensor whose name is taken by one before it gets a number after it: `#2`. Raises FormatError
-    as `cover` does.
+    as `cover` does, LimitExceededError as `Names` does.
     """
     tensors: list[tuple[int, Tensor]] = []
     hidden: set[str] = set()
     views: list[View] = []
-    counts: dict[str, int] = {}
+    names = Names()
     for part in parts:
         for offset, tensor in part.tensors:
-            unique = _unique(tensor, counts)
+            unique = _named(tensor, names.add(tensor.name))
             tensors.append((offset, unique))
             if tensor.name in part.hidden:
                 hidden.add(unique.name)
-        views += [View(_unique(view.tensor, counts), view.place) for view in part.views]
+        views += [
+            View(_named(view.tensor, names.add(view.tensor.name)), view.place)
+            for view in part.views
+        ]
     return cover(format, size, tensors, hidden=hidden, views=views)
 
 
-def _renamed(tensor: Tensor, prefix: str) -> Tensor:
-    name = "/".join(part for part in (prefix, tensor.name) if part)
-    return replace(tensor, name=name)
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}/{name}" if prefix and name else prefix or name
+
+
+def _named(tensor: Tensor, name: str) -> Tensor:
+    return tensor if name == tensor.name else replace(tensor, name=name)
 
 
 def _moved(place: Strided | Tiled | Recoded, offset: int) -> Strided | Tiled | Recoded:
@@ -68,13 +76,3 @@ def _moved(place: Strided | Tiled | Recoded, offset: int) -> Strided | Tiled | R
         moved = tuple(tile if tile < 0 else tile + offset for tile in place.offsets)
         return replace(place, offsets=moved)
     return replace(place, offset=place.offset + offset)
-
-
-def _unique(tensor: Tensor, counts: dict[str, int]) -> Tensor:
-    """`tensor`, with a number after its name if `counts` has the name; counts it."""
-    name = tensor.name
-    while name in counts:
-        counts[tensor.name] += 1
-        name = f"{tensor.name}#{counts[tensor.name]}"
-    counts[name] = 1
-    return tensor if name == tensor.name else replace(tensor, name=name)
