@@ -1,6 +1,8 @@
 """What the tests of several formats begin with: the arrays that a layout describes."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ import pytest
 from mstore.layout import Layout, Recoded
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.recoding import decode
+
+# What several tests of files of PyTorch make them with.
+sys.path.insert(0, str(Path(__file__).parent / "torch_files"))
 
 ReadTensors = Callable[[bytes, Layout], dict[str, np.ndarray]]
 

@@ -1,0 +1,146 @@
+"""Which bytes of its storages are the tensors of a file of torch.save."""
+
+import zipfile
+
+import numpy as np
+from torch_making import (
+    FROM,
+    V2,
+    V3,
+    Made,
+    Named,
+    archive,
+    said,
+    shapes,
+    storage,
+    tensor,
+    tensors_of,
+)
+
+from mstore.formats.base import BytesReader
+from mstore.formats.detect import describe
+
+
+def test_what_covers_a_storage():
+    whole = tensor()
+    hidden = {"storage:v": ("f32", (6,), "hidden")}
+    for view, shape, order in [
+        (tensor(shape=(6,), strides=(1,)), (6,), "C"),
+        (tensor(shape=(1, 6, 1), strides=(9, 1, 7)), (1, 6, 1), "C"),
+        (tensor(shape=(3, 2), strides=(1, 3)), (3, 2), "F"),
+        (tensor(shape=(1, 2, 3), strides=(1, 1, 2)), (1, 2, 3), "F"),
+        (tensor(shape=(2, 3), strides=(1, 1)), (2, 3), "view"),
+        (tensor(shape=(3,), strides=(2,)), (3,), "view"),
+        (tensor(shape=(5,), strides=(1,), offset=1), (5,), "view"),
+        (tensor(shape=(), strides=(), offset=5), (), "view"),
+        (tensor(shape=(2**20, 6), strides=(0, 1)), (2**20, 6), "view"),
+        (tensor(shape=(6, 0), strides=(2**70, 1)), (6, 0), "view"),
+    ]:
+        expected = {"v": ("f32", shape, order)} | (hidden if order == "view" else {})
+        assert shapes({"v": view}) == expected
+        if order == "view":
+            assert shapes({"v": view, "w": whole}) == {
+                "w": ("f32", (2, 3), "C"),
+                "v": ("f32", shape, "view"),
+            }
+        else:
+            assert shapes({"v": view, "w": whole}) == {
+                "v": ("f32", shape, order),
+                "w": ("f32", (2, 3), "view"),
+            }
+
+
+def test_a_view_has_the_elements_at_its_strides():
+    for view, expected in [
+        (tensor(shape=(2, 2), strides=(3, 2)), [0, 2, 3, 5]),
+        (tensor(shape=(3, 2), strides=(2, 1)), [0, 1, 2, 3, 4, 5]),
+        (tensor(shape=(2, 3), strides=(0, 2), offset=1), [1, 3, 5, 1, 3, 5]),
+        (tensor(shape=(1,), strides=(2**90,), offset=4), [4]),
+    ]:
+        _, order, raw = tensors_of(archive({"w": tensor(), "v": view}))["v"]
+        assert (order, np.frombuffer(raw, np.float32).tolist()) == ("view", expected)
+
+
+def test_a_view_in_another_type():
+    part = Made(
+        Named(V3),
+        storage("0", 24, "torch.UntypedStorage"), 1, (2, 3), (6, 2), False, None,
+        Named("torch.int16"),
+    )  # fmt: skip
+    found = tensors_of(archive([tensor(), part]))
+    assert [str(found[name][0].dtype) for name in ("0", "1")] == ["f32", "i16"]
+    halves = np.arange(6, dtype=np.float32).view(np.int16)
+    assert found["1"][2] == halves[[[1, 3, 5], [7, 9, 11]]].tobytes()
+    big = shapes([part], byteorder=b"big")
+    assert big == {"0": (">i16", (2, 3), "view"), "storage:0": (">i16", (12,), "hidden")}
+
+
+def test_negative_and_packed_tensors_are_left_out():
+    negative = Made(
+        Named(V2),
+        storage("0", 6), 0, (2, 3), (3, 1), False, None, {"neg": True},
+    )  # fmt: skip
+    data = archive({"v": negative})
+    assert shapes({"v": negative}) == {"storage:v": ("f32", (6,), "hidden")}
+    assert describe(BytesReader(data))[1] == (
+        "1 of its tensors are not listed: 'v' is the conjugate or the negative of what is stored"
+    )
+    assert shapes({"v": negative, "w": tensor()}) == {"w": ("f32", (2, 3), "C")}
+    packed = Made(
+        Named(V3),
+        storage("0", 24, "torch.UntypedStorage"), 0, (24,), (1,), False, None,
+        Named("torch.float4_e2m1fn_x2"),
+    )  # fmt: skip
+    assert shapes({"v": packed}) == {"v": ("f4", (48,), "C")}
+    data = archive({"v": packed, "w": packed})
+    assert "1 of its tensors are not listed: 'w' is a part of elements" in describe(
+        BytesReader(data)
+    )[1]  # fmt: skip
+
+
+def test_storages_of_unknown_makers_are_told():
+    for value, reason, hidden in [
+        (Made(Named("my.build"), storage("0", 6), 1), "'w.0' is made by 'my.build'", "w.0"),
+        (tensor(kind="torch.QUInt4x2Storage"), "'w' is of type 'torch.QUInt4x2Storage'", None),
+        (tensor(kind="my.Storage"), "'w' is of type 'my.Storage'", None),
+        (storage("0", 6, "my.Storage"), "'w' is of type 'my.Storage'", None),
+        (
+            Made(
+                Named(V3),
+                storage("0", 24, "torch.UntypedStorage"),
+                *(0, (2,), (1,), False, None, Named("torch.float128")),
+            ),
+            "'w' is of type 'torch.float128'",
+            None,
+        ),
+        (
+            Made(Named(FROM), Named(FROM), 0, (Named(V2), 0, (storage("0", 6),), None), None),
+            "'w.2.0' is made by '_rebuild_from_type_v2'",
+            "w.2.0",
+        ),
+    ]:
+        data = archive({"w": value})
+        assert describe(BytesReader(data))[1] == f"1 of its tensors are not listed: {reason}"
+        expected = {f"storage:{hidden}": ("f32", (6,), "hidden")} if hidden else {}
+        assert shapes({"w": value}) == expected
+
+
+def test_a_storage_by_itself_is_a_tensor_of_one_axis():
+    assert shapes([storage("0", 6)]) == {"0": ("f32", (6,), "C")}
+    assert shapes([storage("0", 24, "torch.storage.UntypedStorage"), tensor()]) == {
+        "0": ("u8", (24,), "C"),
+        "1": ("f32", (2, 3), "view"),
+    }
+    odd = Made(
+        Named(V3),
+        storage("0", 5, "torch.UntypedStorage"), 0, (1,), (1,), False, None, Named("torch.uint16"),
+    )  # fmt: skip
+    assert shapes({"w": odd}, [b"12345"]) == {
+        "w": ("u16", (1,), "view"),
+        "storage:w": ("u8", (5,), "hidden"),
+    }
+
+
+def test_deflated_storages_stay_opaque():
+    data = archive({"w": tensor()}, compression=zipfile.ZIP_DEFLATED)
+    assert said(data) == "1 of its tensors are not listed: 'w' is compressed"
