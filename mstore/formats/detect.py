@@ -8,7 +8,9 @@ from mstore.formats.hdf5 import Hdf5Format
 from mstore.formats.keras import KerasFormat
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
+from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
 from mstore.formats.safetensors import SafetensorsFormat
+from mstore.formats.savedmodel import SavedModelFormat
 from mstore.formats.tensorbundle import TensorBundleCompanion, TensorflowIndexFormat
 from mstore.formats.torch_zip import TorchFormat
 from mstore.layout import Beside, ByteReader, Layout, opaque
@@ -21,6 +23,8 @@ FORMATS: list[Format] = [
     KerasFormat(),
     NpzFormat(),
     TensorflowIndexFormat(),
+    SavedModelFormat(),
+    OnnxFormat(),
     Hdf5Format(),
 ]
 """Every known format; the first whose `sniff` says yes describes the file.
@@ -30,6 +34,7 @@ A format that is a special case of another comes before it.
 
 COMPANIONS: list[Companion] = [
     TensorBundleCompanion(),
+    OnnxDataCompanion(),
 ]
 """Every known format whose data files are described by others; asked before `FORMATS`."""
 

@@ -10,7 +10,7 @@ over. Lengths are checked against the message around them, whatever its size: th
 has, are refused. Source: the page "Encoding" of the Protocol Buffers documentation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from mstore.errors import FormatError, LimitExceededError
@@ -24,6 +24,7 @@ MAX_DEPTH = 100
 
 _WINDOW = 8192  # bytes read at once: a hundred small fields, and little beside a tensor
 _LONGEST_HEAD = 20  # bytes: two varints
+_ENDLESS = 1 << 80
 _MAX_NUMBER = (1 << 29) - 1
 _ENDS_EARLY = "it ends inside a field"
 
@@ -76,6 +77,22 @@ class Wire:
             if start > end:
                 raise FormatError("a field reaches beyond its message")
             yield field
+
+    def first(self, start: int, number: int, known: Mapping[int, int]) -> Field | None:
+        """The first field of this number in the message at `start`, to see what a file may be.
+
+        None if anything before it is not among the `known` fields, which are given with their wire
+        types, or is no field at all. Where messages end does not count: the file may be cut short.
+        """
+        try:
+            for field in self.fields(start, _ENDLESS):
+                if known.get(field.number) != field.wire:
+                    return None
+                if field.number == number:
+                    return field
+        except (FormatError, LimitExceededError):
+            pass
+        return None
 
     def inside(self, field: Field, what: str) -> Iterator[Field]:
         """The fields of the message that is the payload of `field`; raises as `fields` does."""

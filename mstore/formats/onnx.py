@@ -1,0 +1,168 @@
+"""ONNX: a model as one message of Protocol Buffers, with its data inside or in files beside it.
+
+`raw_data` and packed floats are segments; integers that are coded as varints stay opaque. What
+`mstore.formats.onnx_model` finds is judged here. The files that hold external data are described
+by the models in the same folder, whose locations are compared with names and never opened.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
+
+from mstore.errors import UnsafeInputError
+from mstore.formats.base import Finding, Format, quote
+from mstore.formats.companion import Companion, Placed
+from mstore.formats.onnx_model import Model, read_model
+from mstore.formats.onnx_tensor import External
+from mstore.formats.protobuf import BYTES, VARINT, Wire
+from mstore.layout import ByteReader, Layout, Tensor, cover
+
+MAX_DESCRIBERS = 8
+"""Most models of a folder that are asked what a file beside them holds."""
+
+_SUFFIX = ".onnx"
+_HEAD = re.compile(rb"\x08[\x01-\x14].")
+_MAX_SNIFFED = 100_000  # fields looked at; a node may have very many inputs
+_MAX_TOLD = 20  # findings of one kind
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # also the letter of a drive
+_MEMORY = "_ORT_MEM_ADDR_"  # ONNX Runtime takes the offset as an address in its own memory
+
+# Domains of operators that the usual libraries bring along.
+_DOMAINS = {
+    "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview",
+    "ai.onnx.preview.training", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc",
+}  # fmt: skip
+_OPERATORS = {
+    ("com.microsoft", "PythonOp"): Finding("dangerous", "calls a function of Python"),
+    ("com.microsoft", "PythonOpGrad"): Finding("dangerous", "calls a function of Python"),
+    ("com.microsoft", "EPContext"): Finding("unknown", "hands a program to an accelerator"),
+}
+
+# The fields of the outer messages with their wire types: what a file must keep to to be a model.
+_MODEL = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)
+_GRAPH = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 15, 16), BYTES)
+_NODE = dict.fromkeys(range(1, 11), BYTES)
+
+
+class OnnxFormat(Format):
+    """A model of ONNX."""
+
+    name = "onnx"
+
+    def sniff(self, head: bytes, reader: ByteReader) -> bool:
+        """A message with the version of ONNX first, and a graph whose first fields are one's."""
+        if _HEAD.match(head) is None:
+            return False
+        wire = Wire(reader, max_fields=_MAX_SNIFFED)
+        graph = wire.first(0, 7, _MODEL)
+        if graph is None:
+            return False
+        node = wire.first(graph.start, 1, _GRAPH)
+        if node is not None:
+            return wire.first(node.start, 4, _NODE) is not None
+        return any(wire.first(graph.start, number, _GRAPH) for number in (5, 12, 15))
+
+    def layout(self, reader: ByteReader) -> Layout:
+        """Every tensor in the file itself; the rest is opaque."""
+        return self.examine(reader)[0]
+
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """The layout, and how many tensors stay opaque and why."""
+        model = read_model(reader)
+        tensors: list[tuple[int, Tensor]] = []
+        why: Counter[str] = Counter()
+        for one in model.tensors:
+            if isinstance(one.place, External):
+                if _is_unsafe(one.place):
+                    raise UnsafeInputError(
+                        f"the data of {quote(one.name)} would be read from "
+                        f"{quote(one.place.location)}, outside of its folder"
+                    )
+                if _beside(one.place) is None:
+                    why["in another folder"] += 1
+            elif one.tensor is not None:
+                tensors.append((one.place, one.tensor))
+            if one.why:
+                why[one.why] += 1
+        note = ", ".join(f"{number} {reason}" for reason, number in why.items())
+        layout = cover(self.name, reader.size, tensors)
+        return layout, f"opaque bytes for tensors: {note}" if note else None
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """Files that the model takes data from, and operators that may do anything."""
+        model = read_model(reader)
+        return [*_references(model), *_operators(model)]
+
+
+class OnnxDataCompanion(Companion):
+    """Files of external data, by the models beside them."""
+
+    name = "onnx-data"
+
+    def describers(self, name: str, names: Collection[str]) -> Iterable[str]:
+        """Models in the folder, those called most like the file first."""
+        if name.endswith(_SUFFIX):
+            return []
+        models = [one for one in names if one.endswith(_SUFFIX)]
+        models.sort(key=lambda one: (not name.startswith(one.removesuffix(_SUFFIX)), one))
+        return models[:MAX_DESCRIBERS]
+
+    def parse(self, reader: ByteReader, describer: str) -> Mapping[str, Placed]:
+        """The tensors of a model that lie in files beside it."""
+        model_format = OnnxFormat()
+        if not model_format.sniff(reader.read(0, 16), reader):
+            return {}
+        files: dict[str, list[tuple[int, Tensor]]] = {}
+        for one in read_model(reader).tensors:
+            if isinstance(one.place, External):
+                if _is_unsafe(one.place):
+                    raise UnsafeInputError(f"{quote(one.name)} lies outside of its folder")
+                if one.tensor is not None and (file := _beside(one.place)) is not None:
+                    files.setdefault(file, []).append((one.place.offset, one.tensor))
+        return files
+
+
+def _is_unsafe(external: External) -> bool:
+    """Whether a location, or the folder that it counts from, is no plain path inside the folder."""
+    return any(
+        path.startswith("/")
+        or "\\" in path
+        or "\0" in path
+        or _MEMORY in path
+        or _URL.match(path) is not None
+        or ".." in path.split("/")
+        for path in (external.location, external.base)
+    )
+
+
+def _beside(external: External) -> str | None:
+    """The name of the file in the model's own folder; None if it lies in another one."""
+    path = f"{external.base}/{external.location}"
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _references(model: Model) -> Iterable[Finding]:
+    """What lies in other files."""
+    places = {one.place: one.name for one in model.tensors if isinstance(one.place, External)}
+    unsafe = {place.location: name for place, name in places.items() if _is_unsafe(place)}
+    for location, name in islice(unsafe.items(), _MAX_TOLD):
+        yield Finding("dangerous", f"reads {quote(location)}, outside of its folder", name)
+    beside = sorted({place.location for place in places if not _is_unsafe(place)})
+    if beside:
+        more = f" and {len(beside) - 1} more files" if len(beside) > 1 else ""
+        yield Finding("allowed", f"reads its data from {quote(beside[0])}{more}")
+
+
+def _operators(model: Model) -> Iterable[Finding]:
+    """Operators that are not of ONNX itself."""
+    strange: dict[str, tuple[str, str]] = {}
+    for (domain, name), place in model.operators.items():
+        if (known := _OPERATORS.get((domain, name))) is not None:
+            yield Finding(known.danger, known.what, place)
+        elif domain not in _DOMAINS and (domain, name) not in model.functions:
+            strange.setdefault(domain, (name, place))
+    for domain, (name, place) in islice(strange.items(), _MAX_TOLD):
+        what = f"runs operators of {quote(domain)}, such as {quote(name)}, from a custom library"
+        yield Finding("unknown", what, place)
