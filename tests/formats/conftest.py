@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mstore.layout import Layout, Recoded
+from mstore.layout import Layout, Recoded, Strided, Tiled, View, grid
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.recoding import decode
 
@@ -19,7 +20,7 @@ ReadTensors = Callable[[bytes, Layout], dict[str, np.ndarray]]
 
 @pytest.fixture
 def read_tensors() -> ReadTensors:
-    """Reads the tensors of a layout from the bytes of the file, those that are recoded, too."""
+    """Reads the tensors of a layout from the bytes of the file, those that are views, too."""
 
     def read(data: bytes, layout: Layout) -> dict[str, np.ndarray]:
         found = {
@@ -27,15 +28,34 @@ def read_tensors() -> ReadTensors:
             for s in layout.segments
             if s.tensor is not None and not s.hidden
         }
-        for view in layout.views:
-            assert isinstance(view.place, Recoded)
-            place = view.place
-            held = data[place.offset : place.offset + place.length]
-            raw = decode(place.code, held, place.size)[place.start :][: view.tensor.nbytes]
-            found[view.tensor.name] = view.tensor, raw
+        found |= {view.tensor.name: (view.tensor, elements(data, view)) for view in layout.views}
         return {
             name: array_from_bytes(raw, tensor.dtype, tensor.shape, tensor.order)
             for name, (tensor, raw) in found.items()
         }
 
     return read
+
+
+def elements(data: bytes, view: View) -> bytes:
+    """The elements of a view in row-major order, element by element as the layout says."""
+    tensor, place = view.tensor, view.place
+    if isinstance(place, Recoded):
+        held = data[place.offset : place.offset + place.length]
+        return decode(place.code, held, place.size)[place.start :][: tensor.nbytes]
+    found = np.empty(tensor.shape, np.dtype((np.void, tensor.dtype.itemsize)))
+    if isinstance(place, Strided):
+        for index in np.ndindex(tensor.shape):
+            at = place.offset + sum(i * step for i, step in zip(index, place.strides, strict=True))
+            found[index] = np.void(data[at : at + tensor.dtype.itemsize])
+    if isinstance(place, Tiled):
+        places = product(*map(range, grid(tensor.shape, place.tile)))
+        for number, offset in zip(places, place.offsets, strict=True):
+            end = offset + tensor.dtype.nbytes(place.tile)
+            whole = np.prod(place.tile, dtype=int) * place.fill
+            tile = data[offset:end] if offset >= 0 else whole
+            pairs = list(zip(number, place.tile, strict=True))
+            part = tuple(slice(i * step, (i + 1) * step) for i, step in pairs)
+            inside = tuple(slice(0, extent) for extent in found[part].shape)
+            found[part] = np.frombuffer(tile, found.dtype).reshape(place.tile)[inside]
+    return found.tobytes()
