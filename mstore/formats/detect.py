@@ -3,6 +3,7 @@
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import HEAD_SIZE, Format
 from mstore.formats.companion import Companion
+from mstore.formats.flax import FlaxFormat
 from mstore.formats.gguf import GgufFormat
 from mstore.formats.hdf5 import Hdf5Format
 from mstore.formats.keras import KerasFormat
@@ -26,6 +27,7 @@ FORMATS: list[Format] = [
     SavedModelFormat(),
     OnnxFormat(),
     Hdf5Format(),
+    FlaxFormat(),
 ]
 """Every known format; the first whose `sniff` says yes describes the file.
 
