@@ -10,15 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mstore.dtypes import BY_NAME, DType
-from mstore.errors import FormatError, LimitExceededError
+from mstore.errors import FormatError
 from mstore.formats.base import check_shape, quote
 from mstore.formats.naming import Names
 from mstore.formats.torch_structure import Found
 from mstore.formats.torch_tensors import Other, Path, Use, join
 from mstore.layout import Layout, Order, Strided, Tensor, View, cover
-
-MAX_TENSORS = 1_000_000
-"""Most tensors in a file."""
 
 _MAX_TOLD = 2
 
@@ -45,11 +42,9 @@ def arrange(
     `places` are those of the storages by their keys.
 
     Raises FormatError if a storage is missing or has another size than a tensor says, or if a
-    tensor leaves its storage; LimitExceededError for too many tensors or too long names.
+    tensor leaves its storage; LimitExceededError for too long names.
     """
     uses = found.uses
-    if len(uses) > MAX_TENSORS:
-        raise LimitExceededError(f"it has more than {MAX_TENSORS} tensors")
     for use in uses:
         _check(use, _place(use, places))
     whole = _wholes(uses, places)

@@ -34,7 +34,10 @@ from mstore.formats.torch_tensors import (
 MAX_DEPTH = 1000
 """Deepest nesting of values; each level of modules takes three."""
 
-MAX_REPEATS = 500_000
+MAX_TENSORS = 200_000
+"""Most tensors in a file."""
+
+MAX_REPEATS = 200_000
 """Most values that are looked at again, since they are in more than one place."""
 
 _MODULES = (
@@ -86,7 +89,7 @@ def find_tensors(root: object) -> Found:
     comes to no more than `MAX_REPEATS`.
 
     Raises FormatError for a tensor or a storage that is malformed, LimitExceededError for values
-    nested too deeply.
+    nested too deeply or too many tensors.
     """
     search = _Search()
     search.run(root)
@@ -132,6 +135,8 @@ class _Search:
                 continue
             if len(stack) > MAX_DEPTH:
                 raise LimitExceededError(f"its values are nested deeper than {MAX_DEPTH}")
+            if len(self.uses) > MAX_TENSORS:
+                raise LimitExceededError(f"it has more than {MAX_TENSORS} tensors")
             path = step.path if key is SAME else (step.path, key)
             stack.append(self._enter(value, path, maker, again))
 
@@ -176,7 +181,7 @@ def _members(value: object) -> Iterator[Pair]:
     """What a list, tuple, dictionary, set or persistent id holds, with the keys users know."""
     if not isinstance(value, Dict):
         return children(value)
-    keys = {key for key, _ in value.pairs[:_FIRST] if type(key) is str}
+    keys = {key for key, _ in value.pairs[:_FIRST] if isinstance(key, str)}
     return _pairs(value.pairs, _OF_MODULE if keys >= _OF_MODULE else frozenset())
 
 
@@ -186,7 +191,7 @@ def _pairs(pairs: list[Pair], left_out: frozenset[str] = frozenset()) -> Iterato
         label = number if isinstance(key, Call) else key
         if isinstance(key, CONTAINERS):
             yield label, key
-        yield SAME if type(key) is str and key in left_out else label, value
+        yield SAME if isinstance(key, str) and key in left_out else label, value
 
 
 def _inside(call: Call, function: str | None) -> Members:
@@ -213,7 +218,7 @@ def _inside(call: Call, function: str | None) -> Members:
         yield SAME, call.function, None
         yield SAME, arguments, maker
         yield SAME, call.keywords, maker
-    for key, value in chain(enumerate(call.elements), _pairs(call.pairs)):
+    for key, value in chain(children(call.elements), _pairs(call.pairs)):
         yield key, value, None
     for state in call.states:
         yield from _same(_parts_of_state(state))

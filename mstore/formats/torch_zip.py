@@ -72,9 +72,10 @@ class TorchFormat(Format):
             raise UnsafeInputError(code)
         members = {member.name: member for member in found}
         big_endian = _is_big_endian(reader, members, folder)
-        value = walk(_read(reader, members[folder + _PICKLE], MAX_PICKLE))
+        # What the pickle describes is gone when its tensors are found: it takes the most memory.
+        tensors = find_tensors(walk(_read(reader, members[folder + _PICKLE], MAX_PICKLE)))
         places = _places(found, f"{folder}/data/")
-        return arrange(self.name, reader.size, find_tensors(value), places, big_endian=big_endian)
+        return arrange(self.name, reader.size, tensors, places, big_endian=big_endian)
 
 
 def _first_name(head: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from torch_making import SIX, Key, Made, Named, archive, said, shapes, tensor
 
+from mstore.formats import torch_structure
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
 
@@ -83,3 +84,30 @@ def test_shared_arguments_are_followed_once():
     chain += b")" + b"q\2(h\0h\1h\2Nt" * 250 + b"q\2"
     calls = b"(" + b"h\0h\2R" * 10_000 + b"l."
     assert describe(BytesReader(archive(chain + calls, ())))[0].format == "torch"
+
+
+def test_what_is_in_very_many_places_is_found_in_some(monkeypatch):
+    """Each list holds the one before it twice, so that a tensor is in 2**30 places."""
+    value = [tensor()]
+    for _ in range(30):
+        value = [value, value]
+    monkeypatch.setattr(torch_structure, "MAX_REPEATS", 2000)
+    data = archive(value)
+    layout, note = describe(BytesReader(data))
+    assert note == "not all places are listed of tensors that are in many"
+    assert 100 < len(layout.views) < 2000
+    assert layout.segments[1].tensor.name == ".".join("0" * 31)
+
+
+def test_what_holds_no_tensors_is_not_followed_again(monkeypatch):
+    """Nor does it count as what is followed again: there are many empty tuples in a pickle."""
+    monkeypatch.setattr(torch_structure, "MAX_REPEATS", 10)
+    plain = [1, [2, (3, {})]]
+    value = {"first": plain, "all": [plain] * 100, "w": tensor()}
+    assert describe(BytesReader(archive(value)))[1] is None
+
+
+def test_a_cycle_is_not_followed_into_itself():
+    loop = [tensor()]
+    loop.append({"again": loop, "w": loop[0]})
+    assert set(shapes({"a": loop})) == {"a.0", "a.1.w"}

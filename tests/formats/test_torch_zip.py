@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch_making import (
     SIX,
     V2,
@@ -24,7 +26,7 @@ from torch_making import (
 )
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats import naming, pickle_walk, torch_storages, torch_structure, torch_zip
+from mstore.formats import naming, pickle_walk, torch_structure, torch_zip
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
 from mstore.formats.npz import NpzFormat
@@ -196,7 +198,7 @@ def test_limits(monkeypatch):
         patch.setattr(naming, "MAX_NAMES", 0)
         assert "names of its tensors" in said(data)
     with monkeypatch.context() as patch:
-        patch.setattr(torch_storages, "MAX_TENSORS", 0)
+        patch.setattr(torch_structure, "MAX_TENSORS", 0)
         assert "more than 0 tensors" in said(data)
     with monkeypatch.context() as patch:
         patch.setattr(torch_structure, "MAX_DEPTH", 1)
@@ -259,3 +261,15 @@ def test_tensor_data_is_never_read():
     reader = Watched(data)
     assert TorchFormat().layout(reader).segments[1].length == 4 << 20
     assert reader.most < 70_000
+
+
+@given(st.sampled_from(NAMES), st.integers(0, 1 << 16), st.integers(0, 255))
+def test_damaged_files_raise_only_errors_of_mstore(name, place, byte):
+    whole = (GOLDEN / f"{name}.pt").read_bytes()
+    place %= len(whole)
+    for data in (whole[:place], whole[:place] + bytes([byte]) + whole[place + 1 :]):
+        try:
+            layout, _ = TorchFormat().examine(BytesReader(data))
+            assert layout.size == len(data)
+        except (FormatError, LimitExceededError, UnsafeInputError):
+            pass
