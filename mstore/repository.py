@@ -124,6 +124,7 @@ class Repository:
         path: str | None = None,
         threads: int | None = None,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
+        refuse_unsafe: bool | None = None,
         progress: Progress = SILENT,
     ) -> Snapshot:
         """Record a version as the new tip of `branch`, and return it.
@@ -137,7 +138,9 @@ class Repository:
         is given, the tip is returned.
 
         Raises InvalidInputError, naming the place, for a value that cannot be stored safely;
-        ConflictError when the branch moved or a file changed meanwhile.
+        ConflictError when the branch moved or a file changed meanwhile; UnsafeInputError, with
+        `refuse_unsafe` (the repository's setting when None), when a file would run code if its own
+        library loaded it.
         """
         self.database.refresh()
         tip = self.database.root.refs(self.model_name).branches.get(check_name("branch", branch))
@@ -154,7 +157,7 @@ class Repository:
         recorded = record(
             self.database,
             target,
-            _content(content, path, progress),
+            _content(content, path, progress, self.settings.refuses(refuse_unsafe)),
             Description(author or default_author(), message, local_zone(), metadata),
             bases=bases,
             threads=threads,
@@ -343,11 +346,11 @@ def is_url(location: Location) -> bool:
     return isinstance(location, str) and "://" in location
 
 
-def _content(content: object, path: str | None, progress: Progress) -> Content:
+def _content(content: object, path: str | None, progress: Progress, refuse: bool) -> Content:
     if isinstance(content, str | os.PathLike):
         if path is not None:
             raise InvalidInputError("path= names the file that values become, not files on disk")
-        return _files_content(Path(content), progress)
+        return _files_content(Path(content), progress, refuse)
     if path is not None and not path.endswith(".safetensors"):
         raise InvalidInputError(
             f"values become a safetensors file, which {path!r} does not sound like",
@@ -360,7 +363,7 @@ def _content(content: object, path: str | None, progress: Progress) -> Content:
     return Content(lambda: [FileToStore(name, BufferSource(buffers), arrays.layout)], {})
 
 
-def _files_content(path: Path, progress: Progress) -> Content:
+def _files_content(path: Path, progress: Progress, refuse: bool) -> Content:
     if path.is_dir():
         if (path / "roots").is_dir() and (path / "packs").is_dir():
             raise InvalidInputError(
@@ -375,4 +378,4 @@ def _files_content(path: Path, progress: Progress) -> Content:
         raise NotFoundError(f"there is no file or directory {path}")
     progress.begin(sum(file.stat.st_size for file in found))
     executable = frozenset(file.path for file in found if file.executable)
-    return Content(lambda: open_files(directory, found, []), {}, executable)
+    return Content(lambda: open_files(directory, found, [], refuse=refuse), {}, executable)

@@ -37,6 +37,10 @@ class Settings:
             values[field.name] = value
         return cls(**values)
 
+    def refuses(self, wanted: bool | None) -> bool:
+        """Whether a commit refuses unsafe files: as it was `wanted` for it, else by the setting."""
+        return self.refuse_unsafe if wanted is None else wanted
+
     def items(self) -> dict[str, bool]:
         """All of them by the names that they have outside of Python: `refuse-unsafe`."""
         return {setting_name(field.name): getattr(self, field.name) for field in fields(self)}

@@ -19,6 +19,7 @@ from mstore.ops.opening import open_files
 from mstore.ops.revisions import check_name
 from mstore.ops.scan import FoundFile
 from mstore.progress import SILENT, Progress
+from mstore.settings import Settings
 from mstore.statcache import read_time
 from mstore.worktree_read import is_under
 from mstore.worktree_write import WorktreeWriter
@@ -37,6 +38,7 @@ class Worktree(WorktreeWriter):
         rehash: bool = False,
         threads: int | None = None,
         chunk_size: int = DEFAULT_CHUNK_SIZE,
+        refuse_unsafe: bool | None = None,
         progress: Progress = SILENT,
     ) -> Recorded:
         """Record the directory, or only `paths` in it with the rest as HEAD has it.
@@ -45,7 +47,9 @@ class Worktree(WorktreeWriter):
         finish and the files are a mixture. Tensors that changed are coded against those of the
         commits `bases` first, then of HEAD. `rehash` as for `status`. When
         gc removed HEAD's version, the new one has no parent. Raises ConflictError when the branch
-        moved since HEAD, InvalidInputError when HEAD is on no branch.
+        moved since HEAD, InvalidInputError when HEAD is on no branch, UnsafeInputError with
+        `refuse_unsafe` (the repository's setting when None) when a new or changed file is dangerous
+        to load.
         """
         before = self._current_head()
         head = self._head_to_commit(before, branch)
@@ -59,12 +63,13 @@ class Worktree(WorktreeWriter):
         carried = dict(compared.same)
         if paths is not None:
             to_store, carried = self._only(paths, to_store, snapshot, compared.deleted)
+        refuse = Settings.of(self.db.root.settings).refuses(refuse_unsafe)
         progress.begin(sum(file.stat.st_size for file in to_store))
         recorded = record(
             self.db,
             self._target(head, branch),
             Content(
-                lambda: open_files(self.directory, to_store, self.warnings),
+                lambda: open_files(self.directory, to_store, self.warnings, refuse=refuse),
                 carried,
                 frozenset(file.path for file in to_store if file.executable),
             ),

@@ -21,6 +21,7 @@ from mstore.ops.commit import Content, Description, Recorded, Target, record
 from mstore.ops.opening import open_files
 from mstore.ops.revisions import DEFAULT_BRANCH, check_name
 from mstore.ops.scan import Scan
+from mstore.settings import Settings
 
 _WORTH_A_RATE = 1_000_000
 
@@ -60,6 +61,11 @@ mstore --model bert-legal commit --base bert:v1.0
     help="A version that this was made from, to code tensors against.",
 )
 @click.option("--rehash", is_flag=True, help="Read all files, whatever their times say.")
+@click.option(
+    "--refuse-unsafe/--no-refuse-unsafe",
+    default=None,
+    help="Refuse files that would run code when loaded, or do not, whatever the setting.",
+)
 @click.option("--author", metavar="NAME", help="Who made it, if not you.")
 def commit(
     call: Invocation,
@@ -70,6 +76,7 @@ def commit(
     onto: str | None,
     base: tuple[str, ...],
     rehash: bool,
+    refuse_unsafe: bool | None,
     author: str | None,
 ) -> None:
     """Record a version of the working directory.
@@ -85,6 +92,10 @@ def commit(
     similar ones in the repository, where that takes less. With --base, which can be given several
     times, name what they were made from, of whatever branch or model: that is looked at first.
 
+    Of a file that would run code when its own library loads it you are warned; it is stored, which
+    runs nothing. With --refuse-unsafe, or where the repository's setting says so (see mstore
+    config), a commit is refused because of such a file, if it is new or changed, and ends with 13.
+
     With --repo, and no working directory of that repository here, the files of the current
     directory are recorded as the next version of a branch (main, or --branch). Name the version
     they were made from with --onto, and nobody else's version is passed over unseen.
@@ -98,12 +109,16 @@ def commit(
         if call.place.directory is not None:
             if onto is not None:
                 raise Misuse("a working directory knows what it was made from; leave out --onto")
-            outcome = _commit_worktree(call, paths, description, branch, bases, rehash)
+            outcome = _commit_worktree(
+                call, paths, description, branch, bases, rehash, refuse_unsafe
+            )
         else:
             if paths:
                 raise Misuse("PATH needs a working directory", hint="go there, or leave it out")
             branch = branch or DEFAULT_BRANCH
-            outcome = _commit_directory(call, Path.cwd(), description, branch, onto, bases)
+            outcome = _commit_directory(
+                call, Path.cwd(), description, branch, onto, bases, refuse_unsafe
+            )
     except KeyboardInterrupt:
         raise InterruptionError(_what_was_recorded(call, start)) from None
     for warning in outcome.warnings:
@@ -137,6 +152,7 @@ def _commit_worktree(
     branch: str | None,
     bases: Sequence[Id],
     rehash: bool,
+    refuse_unsafe: bool | None,
 ) -> _Outcome:
     tree = call.worktree()
     if call.model != tree.head.model:
@@ -148,7 +164,13 @@ def _commit_worktree(
     began = time.perf_counter()
     with progress(call, "recording") as told:
         recorded = tree.commit(
-            description, paths=chosen, branch=branch, bases=bases, rehash=rehash, progress=told
+            description,
+            paths=chosen,
+            branch=branch,
+            bases=bases,
+            rehash=rehash,
+            refuse_unsafe=refuse_unsafe,
+            progress=told,
         )
     return _Outcome(recorded, tree.head.branch or "", time.perf_counter() - began, tree.warnings)
 
@@ -160,6 +182,7 @@ def _commit_directory(
     branch: str,
     onto: str | None,
     bases: Sequence[Id],
+    refuse_unsafe: bool | None,
 ) -> _Outcome:
     """Record the files of a directory that is nobody's working directory."""
     if Path(call.place.storage.location).is_relative_to(directory):
@@ -176,8 +199,9 @@ def _commit_directory(
         )
     scan = Scan(directory)
     found = scan.files()
+    refuse = Settings.of(call.db.root.settings).refuses(refuse_unsafe)
     content = Content(
-        lambda: open_files(directory, found, scan.warnings),
+        lambda: open_files(directory, found, scan.warnings, refuse=refuse),
         {},
         frozenset(file.path for file in found if file.executable),
     )

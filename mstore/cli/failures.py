@@ -64,8 +64,7 @@ def report(error: BaseException) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, MstoreError):
         _explain(error.message, error.hint)
-        codes = (EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
-        return next(codes, ERROR)
+        return code_of(error)
     if isinstance(error, click.ClickException):
         _explain(error.format_message(), _hint_of(error))
         return USAGE if isinstance(error, click.UsageError) else ERROR
@@ -75,6 +74,12 @@ def report(error: BaseException) -> int:
         )
         return INTERRUPTED
     return _report_other(error)
+
+
+def code_of(error: MstoreError) -> int:
+    """The exit code of an error."""
+    codes = (EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+    return next(codes, ERROR)
 
 
 def _report_other(error: BaseException) -> int:

@@ -24,7 +24,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "show": ("show", "Show one version: its metadata, files and tensors."),
         "diff": ("diff", "Show what changed, per file and per tensor, with numbers."),
         "checkout": ("checkout", "Bring a version back."),
-        "export": ("export", "Write one tensor to a .npy or .safetensors file."),
+        "scan": ("scan", "Tell what model files would do if their own libraries loaded them."),
+        "export": ("export", "Write tensors of any format to an open, safe one."),
     },
     "Names": {
         "branch": ("names", "List, create or delete branches."),

@@ -34,13 +34,20 @@ class FoundFile:
 
 
 class Scan:
-    """The files of a directory; `warnings` tells what was passed over, once it has been read."""
+    """The files of a directory; `warnings` tells what was passed over, once it has been read.
 
-    def __init__(self, directory: Path) -> None:
-        """Read the ignore file; raises StorageError or InvalidInputError when that fails."""
+    `left_out` counts what the ignore file names: files, and folders that were not looked into.
+    """
+
+    def __init__(self, directory: Path, *, ignore: bool = True) -> None:
+        """Read the ignore file, or with `ignore` False leave nothing out because of it.
+
+        Raises StorageError or InvalidInputError when that fails.
+        """
         self.directory = directory
         self.warnings: list[str] = []
-        self._ignored = read_ignore_file(directory / IGNORE_FILE)
+        self.left_out = 0
+        self._ignored = read_ignore_file(directory / IGNORE_FILE) if ignore else _nothing
 
     def files(self) -> list[FoundFile]:
         """Every file that is not left out, sorted by path. Raises StorageError."""
@@ -58,10 +65,14 @@ class Scan:
                 path = prefix + entry.name
                 if is_reserved(entry.name):
                     continue
-                if entry.is_dir(follow_symlinks=False):
-                    if not self._ignored(path + "/"):
-                        waiting.append(path + "/")
-                elif not is_temporary(entry.name) and not self._ignored(path):
+                is_folder = entry.is_dir(follow_symlinks=False)
+                if not is_folder and is_temporary(entry.name):
+                    continue
+                if self._ignored(path + "/" if is_folder else path):
+                    self.left_out += 1
+                elif is_folder:
+                    waiting.append(path + "/")
+                else:
                     yield from self._look(entry, path)
 
     def _look(self, entry: "os.DirEntry[str]", path: str) -> Iterator[FoundFile]:
@@ -89,10 +100,15 @@ def read_ignore_file(path: Path) -> Callable[[str], bool]:
         with translate_errors("read", path):
             lines = path.read_text("utf-8").splitlines()
     except NotFoundError:
-        return lambda _: False
+        return _nothing
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{path} is not UTF-8 text") from error
     try:
         return GitIgnoreSpec.from_lines(lines).match_file
     except ValueError as error:
         raise InvalidInputError(f"{path} has a malformed pattern: {error}") from error
+
+
+def _nothing(_: str) -> bool:
+    """Ignores no path."""
+    return False

@@ -1,0 +1,148 @@
+"""What a file would do if its own library loaded it. Nothing is loaded here to find that out.
+
+It is a judgement by lists, so there are three answers: what is on a list of harmless things is
+allowed, what is on a list of harmful ones is dangerous, and what is on neither is unknown.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
+from mstore.formats.base import Danger, Finding, Format, quote
+from mstore.formats.detect import COMPANIONS, find_format
+from mstore.layout import Beside, ByteReader
+from mstore.strictjson import parse_json
+
+MAX_FINDINGS = 1000
+"""Most findings that are told of one file; how many there are besides is counted."""
+
+Verdict = Literal["dangerous", "malformed", "unknown", "ok", "opaque"]
+"""The worst there is to say of a file; `opaque` of one that no parser knows, and nobody judges."""
+
+DANGERS: Final[Sequence[Danger]] = ("dangerous", "unknown", "allowed")
+"""What a finding may be, worst first."""
+
+_MAX_CONFIG = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Hazards:
+    """What loading a file would do, besides giving tensors.
+
+    `format` is empty when no parser knows the file. `findings` are each told once, the worst first;
+    there are `left_out` more. `problem` is what is wrong with the file, worded to follow "looks
+    like NAME but …". `judged` is False when because of that the findings are not all there are.
+    """
+
+    format: str
+    findings: tuple[Finding, ...] = ()
+    left_out: int = 0
+    problem: str | None = None
+    judged: bool = True
+
+    def of(self, danger: Danger) -> list[Finding]:
+        """The findings of one kind."""
+        return [finding for finding in self.findings if finding.danger == danger]
+
+    @property
+    def dangerous(self) -> bool:
+        """Whether there is a dangerous finding; as the worst come first, it is the first."""
+        return bool(self.findings) and self.findings[0].danger == "dangerous"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst there is to say."""
+        if self.dangerous:
+            return "dangerous"
+        if self.problem is not None:
+            return "malformed"
+        if self.of("unknown"):
+            return "unknown"
+        return "ok" if self.format else "opaque"
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether loading the file is dangerous, or may be for all that can be told."""
+        return self.dangerous or not self.judged
+
+
+def find_hazards(reader: ByteReader, beside: Beside | None = None) -> Hazards:
+    """What loading the file would do, and whether its structure is sound.
+
+    `beside` is the folder that the file lies in, if it lies in one. Raises only what reading itself
+    raises, never anything because of the content.
+    """
+    found = find_format(reader)
+    if found is None:
+        configured = list(_configured(reader, beside.name)) if beside else []
+        return _hazards("config" if configured else _described(reader, beside), configured)
+    hazards = judge(reader, found)
+    if hazards.problem is not None or hazards.dangerous:
+        return hazards
+    try:
+        found.examine(reader)
+    except UnsafeInputError as error:
+        return _hazards(found.name, [*hazards.findings, Finding("dangerous", error.message)])
+    except (FormatError, LimitExceededError) as error:
+        return Hazards(found.name, hazards.findings, hazards.left_out, error.message)
+    return hazards
+
+
+def judge(reader: ByteReader, found: Format | None) -> Hazards:
+    """What loading a file of format `found` would do; says nothing more of its structure.
+
+    Next to nothing for a format whose files cannot do anything. Raises as `find_hazards` does.
+    """
+    if found is None or type(found).findings is Format.findings:
+        return Hazards(found.name if found else "")
+    try:
+        return _hazards(found.name, found.findings(reader))
+    except UnsafeInputError as error:
+        return _hazards(found.name, [Finding("dangerous", error.message)])
+    except (FormatError, LimitExceededError) as error:
+        return Hazards(found.name, problem=error.message, judged=False)
+
+
+def _hazards(name: str, findings: Iterable[Finding]) -> Hazards:
+    ordered = sorted(dict.fromkeys(findings), key=lambda finding: DANGERS.index(finding.danger))
+    return Hazards(name, tuple(ordered[:MAX_FINDINGS]), max(0, len(ordered) - MAX_FINDINGS))
+
+
+def _described(reader: ByteReader, beside: Beside | None) -> str:
+    """The format of a file that another file beside it describes; empty if there is none."""
+    if beside is None:
+        return ""
+    named = (one.name for one in COMPANIONS if one.examine(reader, beside) is not None)
+    return next(named, "")
+
+
+def _configured(reader: ByteReader, name: str) -> Iterator[Finding]:
+    """The code that a configuration of Hugging Face names, to be loaded with the model.
+
+    Source: `auto_map` and `custom_pipelines` in transformers/dynamic_module_utils.py and
+    configuration_utils.py; a value is `module.Class`, or `owner/repository--module.Class`.
+    """
+    if not name.endswith(".json") or reader.size > _MAX_CONFIG:
+        return
+    try:
+        config = parse_json(reader.read(0, reader.size).decode("utf-8"))
+    except (MstoreError, UnicodeDecodeError):
+        return
+    for where, named in _classes(config) if isinstance(config, dict) else ():
+        place, _, inside = named.rpartition("--")
+        module = inside.rpartition(".")[0] or inside
+        code = quote(module.replace(".", "/") + ".py") + (f" of {quote(place)}" if place else "")
+        yield Finding("unknown", f"has the code in {code} run, where that is trusted", where)
+
+
+def _classes(config: dict[str, object]) -> Iterator[tuple[str, str]]:
+    """The classes that a configuration names, each with its place there."""
+    auto_map, pipelines = config.get("auto_map"), config.get("custom_pipelines")
+    for key, value in auto_map.items() if isinstance(auto_map, dict) else ():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str):
+                yield f"auto_map.{key}", one
+    for key, value in pipelines.items() if isinstance(pipelines, dict) else ():
+        if isinstance(value, dict) and isinstance(one := value.get("impl"), str):
+            yield f"custom_pipelines.{key}", one
