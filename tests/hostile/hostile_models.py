@@ -1,0 +1,293 @@
+"""Classes 31 to 40: HDF5, GGUF, ONNX, and other formats of nested records."""
+
+import io
+import struct
+from pathlib import Path
+
+import h5py
+import msgpack
+import numpy as np
+from hostile_archives import archive
+from table import DANGEROUS, DESCRIBED, FORMAT, LIMIT, OPAQUE, UNSAFE, hostile
+
+REFUSED = (UNSAFE, DANGEROUS)
+
+
+@hostile(31, *REFUSED)
+def external_link(folder: Path) -> None:
+    """HDF5 links into other files."""
+    with h5py.File(folder / "absolute.h5", "w") as file:
+        file["w"] = h5py.ExternalLink("/etc/passwd", "/w")
+    with h5py.File(folder / "relative.h5", "w") as file:
+        file["a/b"] = np.zeros(3)
+        file["a/w"] = h5py.ExternalLink("../../other.h5", "/w")
+    with h5py.File(folder / "by_soft_link.h5", "w", libver="latest") as file:
+        file["hidden/w"] = h5py.ExternalLink("other.h5", "/")
+        file["soft"] = h5py.SoftLink("/hidden/w/x")
+
+
+@hostile(32, *REFUSED)
+def external_storage(folder: Path) -> None:
+    """HDF5 datasets whose elements are in other files, or in other datasets."""
+    with h5py.File(folder / "external.h5", "w") as file:
+        place = [("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
+        file.create_dataset("w", (16,), "u1", external=place)
+    with h5py.File(folder / "relative.h5", "w") as file:
+        file.create_dataset("w", (16,), "u1", external=[("../x", 0, 16)])
+    layout = h5py.VirtualLayout((8,), "f4")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "w", (8,))
+    with h5py.File(folder / "virtual.h5", "w", libver="latest") as file:
+        file.create_virtual_dataset("w", layout)
+
+
+@hostile(33, LIMIT, FORMAT, DESCRIBED)
+def cycles_and_depth(folder: Path) -> None:
+    """HDF5 groups that hold themselves, and groups nested very deeply or linked very often."""
+    with h5py.File(folder / "self.h5", "w") as file:
+        file["a/w"] = np.zeros(3)
+        file["a/again"] = file["a"]
+        file["root"] = file["/"]
+    with h5py.File(folder / "soft.h5", "w") as file:
+        file["a"], file["b"] = h5py.SoftLink("/b"), h5py.SoftLink("/a")
+        file["w"] = np.zeros(3)
+    with h5py.File(folder / "deep.h5", "w", libver="latest") as file:
+        group = file.id
+        for _ in range(5000):
+            group = h5py.h5g.create(group, b"a")
+    with h5py.File(folder / "many_ways.h5", "w") as file:  # 2^30 paths to one dataset
+        group = file
+        for _ in range(30):
+            inner = group.create_group("a")
+            group["b"] = inner
+            group = inner
+        group["w"] = np.zeros(3)
+
+
+@hostile(34, LIMIT, FORMAT, UNSAFE, DANGEROUS, DESCRIBED)
+def chunk_bomb(folder: Path) -> None:
+    """HDF5 tiles that inflate to gigabytes, claim to be huge, or need a plug-in."""
+    with h5py.File(folder / "bomb.h5", "w") as file:
+        data = file.create_dataset("w", (1 << 26,), "u1", chunks=(1 << 26,), compression="gzip")
+        data[:] = 0
+    with h5py.File(folder / "huge.h5", "w") as file:
+        file.create_dataset("w", (1 << 60,), "u1", chunks=(1 << 31,))
+        file.create_dataset("tiny_tiles", (1 << 40,), "u1", chunks=(1,))
+        file.create_dataset("unwritten", (1 << 62,), "u1")
+    with h5py.File(folder / "plugin.h5", "w") as file:
+        wanted = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        wanted.set_chunk((4,))
+        space = h5py.h5s.create_simple((8,))
+        wanted.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))  # zstandard, which is a plug-in
+        h5py.h5d.create(file.id, b"w", h5py.h5t.IEEE_F32LE, space, wanted)
+        file["plain"] = np.zeros(4)
+
+
+@hostile(35, FORMAT, LIMIT, UNSAFE, DESCRIBED)
+def damaged_heap(folder: Path) -> None:
+    """HDF5 structures in which each run of bytes is replaced by ones that mislead."""
+    file = io.BytesIO()
+    with h5py.File(file, "w") as made:
+        made["a/w"] = np.zeros((4, 4), np.float32)
+        made.create_dataset("tiles", data=np.zeros((8, 8)), chunks=(4, 4), compression="gzip")
+        made["text"] = np.array(["x", "y"], object)
+        made.attrs["names"] = ["a", "b"]
+    good = file.getvalue()
+    places = [good.index(magic) for magic in (b"HEAP", b"TREE", b"SNOD", b"GCOL")]
+    for number, place in enumerate(places):
+        itself = struct.pack("<Q", place)
+        for shift, new in ((8, b"\xff" * 8), (16, b"\xff" * 8), (24, itself)):
+            spoilt = bytearray(good)
+            spoilt[place + shift : place + shift + 8] = new
+            (folder / f"{number}-{shift}.h5").write_bytes(spoilt)
+    (folder / "cut.h5").write_bytes(good[: len(good) // 2])
+    (folder / "signature.h5").write_bytes(good[:8] + b"\xff" * 88)
+
+
+def gguf(counts: tuple[int, int], body: bytes, version: int = 3) -> bytes:
+    """A GGUF file of these counts of tensors and metadata."""
+    return b"GGUF" + struct.pack("<IQQ", version, *counts) + body
+
+
+def string(value: bytes, length: int | None = None) -> bytes:
+    """Text after its length, which may be a lie."""
+    return struct.pack("<Q", len(value) if length is None else length) + value
+
+
+def info(name: bytes = b"w", dims: tuple[int, ...] = (4,), kind: int = 0, offset: int = 0) -> bytes:
+    """What GGUF says of a tensor."""
+    sizes = struct.pack(f"<I{len(dims)}Q", len(dims), *dims)
+    return string(name) + sizes + struct.pack("<IQ", kind, offset)
+
+
+def padded(data: bytes, tail: int = 64) -> bytes:
+    """Aligned to 32 bytes, with data behind it."""
+    return data + bytes(-len(data) % 32) + bytes(tail)
+
+
+@hostile(36, FORMAT, LIMIT)
+def numbers_of_gguf(folder: Path) -> None:
+    """Counts, strings and lists that are longer than the file, or overflow."""
+    lists = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1)
+    for name, made in {
+        "tensors": gguf((2**62, 0), b""),
+        "metadata": gguf((0, 2**63), b""),
+        "many": gguf((10**7, 0), info() * 1000),
+        "name": gguf((1, 0), string(b"w", 2**64 - 1)),
+        "key": gguf((0, 1), string(b"k", 2**40) + bytes(100)),
+        "text": gguf((0, 1), string(b"k") + struct.pack("<I", 8) + string(b"v", 2**63)),
+        "list": gguf((0, 1), string(b"k") + struct.pack("<IIQ", 9, 4, 2**61)),
+        "list_of_text": gguf((0, 1), string(b"k") + struct.pack("<IIQ", 9, 8, 2**61)),
+        "list_of_nothing": gguf((0, 1), string(b"k") + struct.pack("<IIQ", 9, 99, 5)),
+        "deep": gguf((0, 1), string(b"k") + lists * 100_000),
+        "type": gguf((0, 1), string(b"k") + struct.pack("<I", 77) + bytes(8)),
+        "dims": padded(gguf((1, 0), info(dims=(2**32, 2**32)))),
+        "zero": padded(gguf((1, 0), info(dims=(0, 2**63)))),
+        "offset": padded(gguf((1, 0), info(offset=2**63))),
+        "beyond": padded(gguf((1, 0), info(dims=(1000,)))),
+        "block": padded(gguf((1, 0), info(dims=(5,), kind=8))),
+        "version": gguf((0, 0), b"", version=99),
+        "version_1": gguf((0, 0), b"", version=1),
+        "cut": gguf((1, 0), info())[:-3],
+    }.items():
+        (folder / f"{name}.gguf").write_bytes(made)
+
+
+@hostile(37, FORMAT)
+def rules_of_gguf(folder: Path) -> None:
+    """Alignments of no use, names that are there twice, too many axes, tensors that overlap."""
+    key = string(b"general.alignment") + struct.pack("<I", 4)
+    for name, made in {
+        "alignment_0": padded(gguf((1, 1), key + struct.pack("<I", 0) + info())),
+        "alignment_3": padded(gguf((1, 1), key + struct.pack("<I", 3) + info())),
+        "alignment_huge": padded(gguf((1, 1), key + struct.pack("<I", 2**31) + info())),
+        "alignment_text": padded(
+            gguf((1, 1), key[:-4] + struct.pack("<I", 8) + string(b"32") + info())
+        ),
+        "keys": padded(gguf((1, 2), (key + struct.pack("<I", 32)) * 2 + info())),
+        "names": padded(gguf((2, 0), info() + info(offset=32))),
+        "axes": padded(gguf((1, 0), info(dims=(1, 1, 1, 1, 4)))),
+        "overlap": padded(gguf((2, 0), info(dims=(16,)) + info(b"v", offset=32))),
+        "unaligned": padded(gguf((1, 0), info(offset=4))),
+    }.items():
+        (folder / f"{name}.gguf").write_bytes(made)
+
+
+def varint(value: int) -> bytes:
+    """A number of protobuf."""
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def field(number: int, value: int | bytes, length: int | None = None) -> bytes:
+    """A field of protobuf, whose length may be a lie."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value) if length is None else length) + value
+
+
+def initializer(*, dims: tuple[int, ...] = (4,), kind: int = 1, more: bytes) -> bytes:
+    """A TensorProto of ONNX, called "w"."""
+    return b"".join(field(1, dim) for dim in dims) + field(2, kind) + field(8, b"w") + more
+
+
+def onnx(*tensors: bytes) -> bytes:
+    """A model of these initializers."""
+    node = field(1, field(1, b"x") + field(2, b"y") + field(4, b"Identity"))
+    graph = node + field(2, b"g") + b"".join(field(5, tensor) for tensor in tensors)
+    return field(1, 9) + field(2, b"test") + field(7, graph) + field(8, field(2, 19))
+
+
+def elsewhere(location: str, offset: int = 0, length: int = 16) -> bytes:
+    """The fields of a TensorProto that say its data lies in another file."""
+    entries = {"location": location, "offset": str(offset), "length": str(length)}
+    pairs = [field(13, field(1, k.encode()) + field(2, v.encode())) for k, v in entries.items()]
+    return b"".join(pairs) + field(14, 1)
+
+
+@hostile(38, *REFUSED)
+def external_data(folder: Path) -> None:
+    """ONNX data in files outside the folder of the model."""
+    for number, place in enumerate(
+        (
+            *(
+                "/etc/passwd",
+                "../x",
+                "a/../../b",
+                "..",
+                "a/../../../etc/passwd",
+                "C:\\x",
+                "\\\\h\\x",
+            ),
+            *("./../x", "file:///etc/passwd", "..\\x", "a\0b"),
+        )
+    ):
+        made = onnx(initializer(more=elsewhere(place)))
+        (folder / f"{number:02}.onnx").write_bytes(made)
+
+
+@hostile(39, *REFUSED, FORMAT, DESCRIBED)
+def through_links(folder: Path) -> None:
+    """ONNX data behind a symbolic link that leads out of the folder, and in a second name of it."""
+    out = folder.parent / "outside"
+    out.mkdir(exist_ok=True)
+    (out / "weights").write_bytes(bytes(16))
+    (folder / "linked").symlink_to(out)
+    (folder / "by_folder.onnx").write_bytes(onnx(initializer(more=elsewhere("linked/weights"))))
+    (folder / "beside_link").symlink_to(out / "weights")
+    (folder / "by_file.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_link"))))
+    (folder / "beside_second_name").hardlink_to(out / "weights")
+    (folder / "by_name.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_second_name"))))
+
+
+@hostile(40, FORMAT, LIMIT, OPAQUE)
+def nested_records(folder: Path) -> None:
+    """Protobuf and msgpack: depth, lengths that overflow, data said twice, sizes that disagree."""
+    deep = field(5, initializer(more=field(9, bytes(16))))
+    for _ in range(2000):  # a graph in an attribute of a node of a graph
+        deep = field(1, field(5, field(1, b"body") + field(6, deep) + field(20, 5)))
+    good = field(9, bytes(16))
+    for name, made in {
+        "deep": field(1, 9) + field(2, b"test") + field(7, deep) + field(8, field(2, 19)),
+        "length": onnx(initializer(more=field(9, bytes(16), 2**63))),
+        "graph": field(1, 9) + field(2, b"test") + field(7, b"", 2**40),
+        "varint": field(1, 9) + field(2, b"test") + b"\x3a" + b"\xff" * 20,
+        "two_fields": onnx(initializer(more=good + field(4, bytes(16)))),
+        "twice": onnx(initializer(more=good + good)),
+        "small": onnx(initializer(more=field(9, bytes(12)))),
+        "negative": onnx(initializer(dims=(2**64 - 4,), more=good)),
+        "overflow": onnx(initializer(dims=(2**32, 2**32), more=good)),
+        "group": onnx(initializer(more=good + b"\x0b" * 3)),
+    }.items():
+        (folder / f"{name}.onnx").write_bytes(made)
+    array = msgpack.packb(((4,), "float32", bytes(16)))
+    for name, made in {
+        "deep": b"\x81\xa1a" * 100_000 + b"\xc7" + bytes([len(array), 1]) + array,
+        "lists": b"\x81\xa1w\xc7" + bytes([len(array), 1]) + array + b"\x91" * 10,
+        "claims": b"\xdf\xff\xff\xff\xff\xa1w\xc7" + bytes([len(array), 1]) + array,
+        "text": b"\x81\xdb\xff\xff\xff\xffw",
+        "extension": b"\x81\xa1w\xc9\xff\xff\xff\xff\x01" + array,
+        "size": _flax((5,), "float32", bytes(16)),
+        "negative": _flax((-4,), "float32", bytes(16)),
+        "overflow": _flax((2**62, 4), "float32", bytes(16)),
+        "axes": _flax((1,) * 300, "float32", bytes(4)),
+    }.items():
+        (folder / f"{name}.msgpack").write_bytes(made)
+    (folder / "nested.zip").write_bytes(_matryoshka(60))
+
+
+def _flax(shape: tuple[int, ...], dtype: str, data: bytes) -> bytes:
+    inside = msgpack.packb((shape, dtype, data))
+    return msgpack.packb({"params": {"w": msgpack.ExtType(1, inside)}})
+
+
+def _matryoshka(depth: int) -> bytes:
+    """Archives in archives, with a good array in the innermost."""
+    file = io.BytesIO()
+    np.save(file, np.zeros(4))
+    content, name = file.getvalue(), "w.npy"
+    for _ in range(depth):
+        content, name = bytes(archive({name: content})), "inner.npz"
+    return content

@@ -1,0 +1,44 @@
+"""The hostile classes by number: what each is, what has to come of it, and what writes its files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMAT = "FormatError"
+LIMIT = "LimitExceededError"
+UNSAFE = "UnsafeInputError"
+DANGEROUS = "told as dangerous"
+OPAQUE = "not recognised"
+DESCRIBED = "described"
+
+Write = Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Hostile:
+    """One way to do harm: files of class `number`, and what may come of them.
+
+    A file is refused by `Format.layout` with one of the errors in `outcomes`; or it is
+    `DANGEROUS`, when its parser runs nothing and so describes it, but says what its own library
+    would run; or `OPAQUE`, when no parser takes it for its own. Files called `beside*` only belong
+    to the hostile ones.
+    """
+
+    number: int
+    what: str
+    outcomes: tuple[str, ...]
+    write: Write
+
+
+TABLE: list[Hostile] = []
+
+
+def hostile(number: int, *outcomes: str) -> Callable[[Write], Write]:
+    """Put a function into the table; its first line says what its files are."""
+
+    def add(write: Write) -> Write:
+        assert write.__doc__ is not None
+        TABLE.append(Hostile(number, write.__name__, outcomes, write))
+        return write
+
+    return add
