@@ -44,6 +44,11 @@ class FileView:
         return self._db.manifest(self._entry.manifest)
 
     @property
+    def id(self) -> str:
+        """The id of its manifest, 64 hexadecimal digits: equal ids mean equal files."""
+        return self._entry.manifest.hex()
+
+    @property
     def format(self) -> str:
         """What its bytes were understood as: `safetensors`, `npy`, `torch`, …, or `opaque`."""
         return self.manifest.format

@@ -58,11 +58,11 @@ def export(
         )
     if shard_size is not None and not folder:
         raise Misuse("--shard-size is for folders", hint="end the name of a new folder with /")
-    commit, files = call.resolve_files(revision)
+    located = call.locate(revision)
     with progress(call, "exporting") as told:
-        done = Snapshot(call.db, commit).export(
+        done = Snapshot(call.db, located.commit).export(
             out,
-            files=files,
+            files=located.files,
             tensors=tensors or None,
             force=force,
             shard_size=_bytes(shard_size) if shard_size else DEFAULT_SHARD_SIZE,

@@ -17,7 +17,7 @@ from mstore.database import Database
 from mstore.errors import InvalidInputError
 from mstore.head import Head, HeadFile, has_commit
 from mstore.ids import Id
-from mstore.ops.revisions import DEFAULT_MODEL, check_name, resolve, resolve_files
+from mstore.ops.revisions import DEFAULT_MODEL, Located, check_name, locate, resolve
 from mstore.root import Refs
 
 if TYPE_CHECKING:
@@ -100,10 +100,15 @@ class Invocation:
         head = self.head
         return resolve(self.db, self.model, revision, head.commit if head else None)
 
-    def resolve_files(self, text: str) -> tuple[Id, list[str] | None]:
-        """The commit that `REV` or `REV:PATH` names, and the paths of its files; None for all."""
+    def locate(self, text: str) -> Located:
+        """The files of a version that `REV` or `REV:PATH` names."""
         head = self.head
-        return resolve_files(self.db, self.model, text, head.commit if head else None)
+        return locate(self.db, self.model, text, head.commit if head else None)
+
+    def resolve_files(self, text: str) -> tuple[Id, tuple[str, ...]]:
+        """The commit and the paths of the files that `REV` or `REV:PATH` names."""
+        located = self.locate(text)
+        return located.commit, located.files
 
     def worktree_reader(self) -> "WorktreeReader":
         """The working directory, to look at; raises InvalidInputError when there is none."""

@@ -4,8 +4,8 @@ And which file of it: `main:model.pt`, `main~2:runs/a`, `bert:main:model.pt`.
 """
 
 import re
-from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 from mstore.database import Database
@@ -63,46 +63,58 @@ def resolve(db: Database, model: str, revision: str, head: Id | None = None) -> 
     return commit
 
 
-def resolve_files(
-    db: Database, model: str, text: str, head: Id | None = None
-) -> tuple[Id, list[str] | None]:
-    """The commit that `text` names, and the files of it: None for all, where it names no path.
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Files of a version: `revision` names it, `path` is that of a file or folder, or empty.
 
-    After a revision and a colon comes the path of a file, or of a folder and so of all in it. What
-    is a revision as a whole is only that, so `bert:main` is `main` of the model bert if there is
-    such; `bert~0:main` is always a path. Raises as `resolve` does, NotFoundError with the nearest
-    paths.
+    `files` are the paths of that file, of all in that folder, or of all in the version.
     """
-    parts, missing = text.split(":"), None
+
+    commit: Id
+    revision: str
+    path: str
+    files: tuple[str, ...]
+
+
+def locate(db: Database, model: str, text: str, head: Id | None = None) -> Located:
+    """The files that `text` names: those of a version, or some after a revision and a colon.
+
+    What is a revision as a whole is only that, so `bert:main` is `main` of the model bert if there
+    is such; `bert~0:main` is always a path. Raises as `resolve` does, NotFoundError with the
+    nearest paths.
+    """
     with suppress(NotFoundError, InvalidInputError):
-        return resolve(db, model, text, head), None
+        return _locate(db, resolve(db, model, text, head), text, "")
+    parts, missing = text.split(":"), None
     for count in range(1, min(len(parts), 3)):
         revision, path = ":".join(parts[:count]), ":".join(parts[count:])
-        with suppress(NotFoundError, InvalidInputError):
+        try:
             commit = resolve(db, model, revision, head)
-            files = db.snapshot(db.commit(commit).snapshot).files
-            if not path:
-                return commit, None
-            if found := files_at(files, path):
-                return commit, found
-            missing = missing or no_file(path, files, revision)
+        except (NotFoundError, InvalidInputError):
+            continue
+        try:
+            return _locate(db, commit, revision, path)
+        except NotFoundError as error:
+            missing = missing or error
     if missing is not None:
         raise missing
     # It is the revision that is wrong, and this tells how.
-    return resolve(db, model, ":".join(parts[: 1 + (parts[0] in db.root.models)]), head), None
+    known = parts[0] in db.root.models
+    return _locate(db, resolve(db, model, ":".join(parts[: 1 + known]), head), text, "")
 
 
-def files_at(files: Collection[str], path: str) -> list[str]:
-    """The file at `path`, or those in the folder of that path; nothing if there is neither."""
-    path = path if path in files else path.removeprefix("./").rstrip("/")
-    return [path] if path in files else [one for one in files if one.startswith(f"{path}/")]
-
-
-def no_file(path: str, files: Collection[str], revision: str) -> NotFoundError:
-    """The error for a path that a version does not have, naming the nearest that it has."""
-    close = get_close_matches(path, files, n=3, cutoff=0.5)
-    hint = f"nearest paths: {', '.join(close)}" if close else f"see: mstore show {revision}"
-    return NotFoundError(f"there is no file {path!r} in {revision}", hint=hint)
+def _locate(db: Database, commit: Id, revision: str, path: str) -> Located:
+    files = db.snapshot(db.commit(commit).snapshot).files
+    if path not in files:
+        path = path.removeprefix("./").rstrip("/")
+    if not path:
+        return Located(commit, revision, "", tuple(files))
+    found = [path] if path in files else [one for one in files if one.startswith(f"{path}/")]
+    if not found:
+        close = get_close_matches(path, files, n=3, cutoff=0.5)
+        hint = f"nearest paths: {', '.join(close)}" if close else f"see: mstore show {revision}"
+        raise NotFoundError(f"there is no file {path!r} in {revision}", hint=hint)
+    return Located(commit, revision, path, tuple(found))
 
 
 def earlier(revision: str, steps: int) -> str:

@@ -1,0 +1,98 @@
+"""`mstore show` of single files, and of tensors that are no segment of their own."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def model(first: str, mstore: Any) -> str:
+    """The id of a version with a file in which tensors share storages."""
+    embed = torch.arange(2048, dtype=torch.float32).reshape(64, 32)
+    Path("runs").mkdir()
+    state = {
+        "embed": embed,
+        "head": embed,
+        "rows": embed[2:4],
+        "column": embed[:, 1],
+        "b": embed[0, 0],
+    }
+    torch.save(state, "runs/m.pt")
+    np.savez_compressed("runs/c.npz", packed=np.arange(10.0), plain=np.arange(3))
+    return str(mstore.commit())
+
+
+def rows(lines: list[str]) -> dict[str, list[str]]:
+    """The rows of all tables by their first cell."""
+    return {line.split()[0]: line.split() for line in lines if line.startswith("  ")}
+
+
+def test_one_file_and_its_tensors(model: str, mstore: Any) -> None:
+    lines = mstore.ok("show", "main:runs/m.pt").lines
+    assert lines[:2] == [f"commit {model[:12]} (HEAD -> main)", ""]
+    table = rows(lines)
+    assert table["runs/m.pt"][:5] == ["runs/m.pt", "dtype", "shape", "kind", "size"]
+    assert lines[3].split()[:3] == ["runs/m.pt", "torch", "5"]
+    assert table["embed"][:3] == ["embed", "f32", "[64,32]"]
+    assert "view" not in table["embed"]
+    # What the storage takes is told once.
+    assert table["head"] == ["head", "f32", "[64,32]", "view", "of", "embed", "8.2", "kB", "-", "0"]
+    assert table["rows"][2:6] == ["[2,32]", "view", "of", "embed"]
+    assert table["column"][2:6] == ["[64]", "view", "of", "embed"]
+    assert table["b"][2:6] == ["[]", "view", "of", "embed"]
+    assert "config.json" not in table
+
+
+def test_one_file_without_tensors(model: str, mstore: Any) -> None:
+    lines = mstore.ok("show", "HEAD:config.json").lines
+    assert lines[3].split()[:3] == ["config.json", "13", "B"]
+    assert lines[4].startswith("  1 file, 13 B, stored in ")
+    assert len(lines) == 5
+
+
+def test_a_folder(model: str, mstore: Any) -> None:
+    lines = mstore.ok("show", "main:runs").lines
+    assert [line.split()[0] for line in lines[3:5]] == ["runs/c.npz", "runs/m.pt"]
+    assert "embed" not in rows(lines)
+    assert "embed" in rows(mstore.ok("show", "main:runs", "--tensors").lines)
+    assert len(mstore.json("show", "main:runs/")["files"]) == 2
+
+
+def test_packed_tensors(model: str, mstore: Any) -> None:
+    table = rows(mstore.ok("show", "main:runs/c.npz").lines)
+    assert table["packed"][1:6] == ["f64", "[10]", "deflate", "80", "B"]
+
+
+def test_the_document(model: str, mstore: Any) -> None:
+    shown = mstore.json("show", "main:runs/m.pt")
+    assert shown["id"] == model
+    (file,) = shown["files"]
+    assert (file["path"], file["tensors"], file["format"]) == ("runs/m.pt", 5, "torch")
+    tensors = {one["name"]: one for one in shown["tensors"]}
+    assert (tensors["embed"]["view"], tensors["embed"]["view_of"]) == ("", [])
+    assert (tensors["rows"]["view"], tensors["rows"]["view_of"]) == ("view", ["embed"])
+    assert tensors["rows"]["bytes"] == 256
+    assert tensors["rows"]["bytes_stored"] == tensors["embed"]["bytes_stored"]
+    assert len({one["id"] for one in tensors.values()}) == 5
+    assert "tensors" not in mstore.json("show", "main:runs")
+    counts = {one["path"]: one["tensors"] for one in mstore.json("show")["files"]}
+    assert counts["runs/m.pt"] == 5
+
+
+def test_bases_of_views(model: str, mstore: Any) -> None:
+    embed = torch.arange(2048, dtype=torch.float32).reshape(64, 32)
+    embed[3] += 0.001
+    torch.save({"embed": embed, "rows": embed[2:4]}, "runs/m.pt")
+    mstore.commit()
+    table = rows(mstore.ok("show", "main:runs/m.pt").lines)
+    assert table["embed"][-2:] == ["main~1", "1"]
+    assert table["rows"][-2:] == ["main~1", "1"]
+
+
+def test_a_path_that_is_not_there(model: str, mstore: Any) -> None:
+    ran = mstore("show", "main:runs/m.py")
+    assert (ran.code, ran.error) == (1, "there is no file 'runs/m.py' in main")
+    assert ran.hint.startswith("nearest paths: runs/m.pt")
