@@ -160,7 +160,7 @@ def cli(ctx: click.Context) -> None:
     `mstore status`, `mstore diff`, `mstore commit`, `mstore log`, `mstore checkout REV`.
 
     A revision (REV) is a branch, a tag, HEAD, the first digits of an id, or one of these followed
-    by ~N (N versions back).
+    by ~N (N versions back). REV:PATH is a file or folder of that version.
     """
     ctx.ensure_object(Options)
     if ctx.invoked_subcommand is None:
