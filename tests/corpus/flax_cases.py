@@ -1,9 +1,11 @@
 """What `flax.serialization.to_bytes` writes, made with msgpack by flax's own layout.
 
 flax is no dependency of the tests. Arrays are extensions of type 1, complex numbers of type 2,
-scalars of numpy of type 3; large arrays are dictionaries of pieces. Source: flax/serialization.py.
+scalars of numpy of type 3; large arrays are dictionaries of pieces. What flax itself wrote is
+beside the tests of the parser. Source: flax/serialization.py.
 """
 
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import Any
 import ml_dtypes
 import msgpack
 import numpy as np
-from cases import Array, Arrays, Case, flat, numbers
+from cases import Array, Arrays, Case, flat, is_tensor, numbers
 
+GOLDEN = Path(__file__).parents[1] / "formats" / "flax_files"
 TYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 TYPES += ["float16", "float32", "float64", "complex64", "complex128"]
 CHUNKED = "__msgpack_chunked_array__"
@@ -25,12 +28,24 @@ def write(folder: Path) -> Iterator[Case]:
         path = folder / f"{name}.msgpack"
         path.write_bytes(msgpack.packb(value, default=_pack, strict_types=True))
         yield Case(path.name, "flax", partial(load, path))
+    for golden in sorted(GOLDEN.glob("*.msgpack")):
+        path = folder / f"golden_{golden.name}"
+        shutil.copy(golden, path)
+        yield Case(path.name, "flax", partial(load, path))
 
 
 def load(path: Path) -> Arrays:
-    """What flax restores, by keys joined with dots."""
+    """What flax restores, by keys joined with dots; the pieces of a large array one by one."""
     value = msgpack.unpackb(path.read_bytes(), ext_hook=_unpack, raw=False, strict_map_key=False)
-    return flat(_joined(value))
+    return flat(value, _array)
+
+
+def _array(value: object) -> object:
+    if not isinstance(value, np.ndarray | np.generic):
+        return value
+    array = np.asarray(value)
+    # Some types take a byte each here, but less in other formats, and are no `DType` of mstore's.
+    return array if is_tensor(array) else array.view(np.uint8)
 
 
 def values() -> dict[str, Any]:
@@ -78,14 +93,3 @@ def _unpack(code: int, data: bytes) -> object:
     shape, name, raw = msgpack.unpackb(data)
     array: Array = np.ndarray(shape, np.dtype(getattr(ml_dtypes, name, name)), raw)
     return array if code == 1 else array[()]
-
-
-def _joined(value: object) -> object:
-    """Arrays in pieces are put together."""
-    if not isinstance(value, dict):
-        return value
-    if CHUNKED in value:
-        pieces = value["chunks"]
-        shape = [value["shape"][str(axis)] for axis in range(len(value["shape"]))]
-        return np.concatenate([pieces[str(n)] for n in range(len(pieces))]).reshape(shape)
-    return {key: _joined(inner) for key, inner in value.items()}

@@ -5,8 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import gguf
+import ml_dtypes
 import numpy as np
-from cases import Arrays, Case, numbers
+from cases import Array, Arrays, Case, numbers
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFEndian, GGUFReader, GGUFWriter
 
@@ -46,8 +47,10 @@ def load(path: Path) -> Arrays:
     return {tensor.name: _array(tensor) for tensor in GGUFReader(path).tensors}
 
 
-def _array(tensor: gguf.ReaderTensor) -> np.ndarray:
-    return np.array(tensor.data)
+def _array(tensor: gguf.ReaderTensor) -> Array:
+    array: Array = np.array(tensor.data)
+    # numpy has no such type, so gguf gives the bytes.
+    return array.view(ml_dtypes.bfloat16) if tensor.tensor_type == Kind.BF16 else array
 
 
 def plain(writer: GGUFWriter) -> None:

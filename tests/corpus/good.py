@@ -19,6 +19,7 @@ def writers() -> dict[str, Writer]:
     import onnx_cases
     import pickle_cases
     import safetensors_cases
+    import tensorflow_cases
     import torch_cases
 
     return {
@@ -32,13 +33,14 @@ def writers() -> dict[str, Writer]:
         "onnx": onnx_cases.write,
         "gguf": gguf_cases.write,
         "flax": flax_cases.write,
+        "tensorflow": tensorflow_cases.write,
         "nested": nested_cases.write,
     }
 
 
 LIBRARIES = (
     *("numpy", "safetensors", "torch", "pickle", "joblib", "hdf5", "keras", "onnx", "gguf"),
-    *("flax", "nested"),
+    *("flax", "tensorflow", "nested"),
 )
 """The folders of the corpus."""
 

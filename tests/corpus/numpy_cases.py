@@ -20,6 +20,13 @@ OPAQUE = {
     "long": np.arange(3).astype(np.longdouble),
     "bfloat16": np.arange(4).astype(ml_dtypes.bfloat16),  # which numpy saves as "|V2"
 }
+TOLD = {
+    "opaque_records": "elements of type",
+    "opaque_long": "elements of type '<f16'",
+    "opaque_bfloat16": "elements of type '<V2'",
+    "with_opaque": "opaque bytes for 3 of 4 arrays: ",
+    "objects_beside": "'objects.npy' holds Python objects",
+}
 
 
 def write(folder: Path) -> Iterator[Case]:
@@ -63,7 +70,7 @@ def singles(folder: Path) -> Iterator[Case]:
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
         np.save(path, array)
-        yield Case(path.name, "npy", partial(load_one, path))
+        yield Case(path.name, "npy", partial(load_one, path), TOLD.get(name, ""))
     for version in ((1, 0), (2, 0), (3, 0)):
         path = folder / f"version_{version[0]}.npy"
         with path.open("wb") as file:
@@ -105,13 +112,13 @@ def archives(folder: Path) -> Iterator[Case]:
     for name, (save, values) in made.items():
         path = folder / f"{name}.npz"
         save(path, **values)
-        yield Case(path.name, "npz", partial(load_all, path))
+        yield Case(path.name, "npz", partial(load_all, path), TOLD.get(name, ""))
     path = folder / "positional.npz"
     np.savez(path, numbers(3), numbers(4))
     yield Case(path.name, "npz", partial(load_all, path))
     path = folder / "objects_beside.npz"
     np.savez(path, w=numbers(3), objects=np.array([None, {}]))
-    yield Case(path.name, "npz", partial(load_all, path))
+    yield Case(path.name, "npz", partial(load_all, path), TOLD[path.stem])
     path = folder / "streamed.npz"
     path.write_bytes(_streamed({name: numbers(size) for size, name in enumerate("abc", 1)}))
     yield Case(path.name, "npz", partial(load_all, path))

@@ -34,10 +34,10 @@ def write(folder: Path) -> Iterator[Case]:
         yield Case(path.name, "onnx", partial(load, path))
     path = folder / "numbers.onnx"  # in lists of numbers, not in bytes
     onnx.save(model(typed()), path)
-    yield Case(path.name, "onnx", partial(load_kept, path))
+    yield Case(path.name, "onnx", partial(load_kept, path), told="1 with numbers as varints")
     path = folder / "branches.onnx"
     onnx.save(with_branches(), path)
-    yield Case(path.name, "onnx", partial(load, path))
+    yield Case(path.name, "onnx", partial(load_attributes, path))
     for name, options in (("one_file", {"location": "one_file.data"}), ("each", {})):
         inside = folder / name
         inside.mkdir()
@@ -54,7 +54,7 @@ def write(folder: Path) -> Iterator[Case]:
         yield Case(f"{name}/model.onnx", "onnx", partial(load_inline, path))
         beside = sorted(one.name for one in inside.iterdir() if one != path)
         for one in beside:
-            yield Case(f"{name}/{one}", "onnx", partial(load_beside, path, one))
+            yield Case(f"{name}/{one}", "onnx-data", partial(load_beside, path, one))
 
 
 def model(tensors: list[TensorProto]) -> onnx.ModelProto:
@@ -108,6 +108,19 @@ def load(path: Path) -> Arrays:
     """The initializers of the graph, by name."""
     found = onnx.load(path, load_external_data=False)
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in found.graph.initializer}
+
+
+def load_attributes(path: Path) -> Arrays:
+    """Those of the graph, and of the attributes of its nodes under what the nodes make."""
+    found = load(path)
+    for node in onnx.load(path).graph.node:
+        for attribute in node.attribute:
+            place = f"{node.output[0]}/{attribute.name}"
+            for tensor in attribute.g.initializer:
+                found[f"{place}/{tensor.name}"] = numpy_helper.to_array(tensor)
+            if attribute.HasField("t"):
+                found[place] = numpy_helper.to_array(attribute.t)
+    return found
 
 
 def load_kept(path: Path) -> Arrays:

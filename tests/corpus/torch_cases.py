@@ -27,12 +27,15 @@ WRITERS: list[Callable[[Path], Iterator[Case]]] = []
 
 def as_numpy(value: object) -> object:
     """A tensor as the array of its elements, bit for bit; anything else as it is."""
+    if isinstance(value, nn.Module):
+        return {**value._parameters, **value._buffers, **value._modules}
     if not isinstance(value, torch.Tensor):
         return value
     if value.is_sparse:
-        # As it is pickled: the layout, then what it is made of.
-        return [None, [value._indices().numpy(), as_numpy(value._values())]]
-    if value.is_quantized or value.is_meta or value.dtype == torch.complex32:
+        return {"indices": as_numpy(value._indices()), "values": as_numpy(value._values())}
+    if value.is_quantized:
+        return value.int_repr().numpy()
+    if value.is_meta or value.dtype == torch.complex32:
         return None
     name = str(value.dtype).removeprefix("torch.")
     plain = value.detach().resolve_conj().resolve_neg().contiguous()
@@ -275,10 +278,10 @@ def by_other_ways(folder: Path) -> Iterator[Case]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.zeros(1, 2)), script)
-    yield Case(script.name, "opaque", dict)
+    yield Case(script.name, "opaque", dict, told="it holds TorchScript code")
     left = folder / "not_understood.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = torch.quantize_per_tensor(torch.rand(4), 0.1, 0, torch.qint8)
         torch.save({"plain": tensor(2), "q": quantised, "h": tensor(4, dtype="complex32")}, left)
-    yield Case(left.name, "torch", partial(load, left), told="'q' is made by")
+    yield Case(left.name, "torch", partial(load, left), told="'h' is of type 'torch.complex32'")
