@@ -42,7 +42,7 @@ def elements(data: bytes, view: View) -> bytes:
     tensor, place = view.tensor, view.place
     if isinstance(place, Recoded):
         held = data[place.offset : place.offset + place.length]
-        return decode(place.code, held, place.size)[place.start :][: tensor.nbytes]
+        return b"".join(decode(place.code, [held], place.size))[place.start :][: tensor.nbytes]
     found = np.empty(tensor.shape, np.dtype((np.void, tensor.dtype.itemsize)))
     if isinstance(place, Strided):
         for index in np.ndindex(tensor.shape):
