@@ -8,8 +8,8 @@ What lies where is said by the HDF5 library alone, which runs in a process of it
 without the leading slash. Its data is
 
 - one run of the file: a segment;
-- in chunks without filters: the chunks are hidden segments (those at the edges are stored whole),
-  and the dataset a view of them;
+- in chunks without filters: the chunks are hidden segments, those that lie end to end as one (the
+  chunks at the edges are stored whole, too), and the dataset is a view of them;
 - never written: a view of nothing but its fill value;
 - compressed, part of its header, or of a type that is no `DType`: opaque.
 
@@ -21,7 +21,6 @@ Source: HDF5 File Format Specification 3.0, and the reference manual of the HDF5
 
 from collections import Counter
 from dataclasses import dataclass, field
-from itertools import product
 
 from mstore.dtypes import DType
 from mstore.errors import FormatError, UnsafeInputError
@@ -180,13 +179,31 @@ def _why_opaque(dataset: Dataset, dtype: DType) -> str:
 
 
 def _add_tiles(parts: _Parts, names: Names, tensor: Tensor, dataset: Dataset) -> None:
-    """The stored chunks of a dataset as hidden tensors."""
-    places = product(*map(range, grid(dataset.shape, dataset.tile)))
-    for place, offset in zip(places, dataset.offsets, strict=False):
-        if offset >= 0:
-            name = names.add(f"{tensor.name}[{','.join(map(str, place))}]")
-            parts.hidden.add(name)
-            parts.tensors.append((offset, Tensor(name, tensor.dtype, dataset.tile)))
+    """The stored chunks of a dataset as hidden tensors, those that lie end to end as one.
+
+    Such a run of n chunks is one tensor of n times their shape, called after the first.
+    """
+    stored = sorted((at, number) for number, at in enumerate(dataset.offsets) if at >= 0)
+    length = tensor.dtype.nbytes(dataset.tile)
+    counts = grid(dataset.shape, dataset.tile)
+    first = 0
+    for end in range(1, len(stored) + 1):
+        if end < len(stored) and stored[end][0] == stored[end - 1][0] + length:
+            continue
+        offset, number = stored[first]
+        name = names.add(f"{tensor.name}[{','.join(map(str, _place(number, counts)))}]")
+        parts.hidden.add(name)
+        parts.tensors.append((offset, Tensor(name, tensor.dtype, (end - first, *dataset.tile))))
+        first = end
+
+
+def _place(number: int, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """The indices in a grid of what has this number in row-major order."""
+    place = []
+    for count in reversed(counts):
+        number, at = divmod(number, count)
+        place.append(at)
+    return tuple(reversed(place))
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 Whether offsets and sizes make sense in the file is for `mstore.formats.hdf5` to check.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from mstore.dtypes import BY_NAME, DType
@@ -15,7 +15,7 @@ from mstore.layout import ByteReader, grid
 MAX_DATASETS = 500_000
 """Most datasets of one file."""
 
-MAX_TILES = 1_000_000
+MAX_TILES = 500_000
 """Most chunks of all datasets together, stored or not."""
 
 MAX_PATHS = 64 << 20
@@ -78,31 +78,39 @@ def list_file(reader: ByteReader) -> Listing:
     chunks or names than is reasonable.
     """
     datasets: list[Dataset] = []
+    by_address: dict[int, Dataset] = {}
     hazards: list[Hazard] = []
     configs: dict[str, str] = {}
     tiles = characters = 0
     for record in records(reader):
-        if "length" in record:
-            _add_tile(datasets, record)
+        if "tiles" in record:
+            _add_tiles(datasets, record["tiles"])
         elif "hazard" in record:
             hazards.append(Hazard(_text(record, "hazard"), _text(record, "path")))
         elif "config" in record:
             configs[_text(record, "path")] = _text(record, "config")
         else:
-            dataset = _dataset(record, MAX_TILES - tiles)
+            dataset = _dataset(record, by_address, MAX_TILES - tiles)
             datasets.append(dataset)
+            by_address[dataset.address] = dataset
             tiles += len(dataset.offsets)
             characters += len(dataset.path)
-        if len(datasets) + len(hazards) > MAX_DATASETS or characters > MAX_PATHS:
+        if max(len(datasets), len(hazards)) > MAX_DATASETS or characters > MAX_PATHS:
             raise LimitExceededError(f"it has more than {MAX_DATASETS} datasets, or long paths")
     datasets.sort(key=lambda dataset: dataset.path)
     hazards.sort(key=lambda hazard: hazard.path)
     return Listing(datasets, hazards, configs)
 
 
-def _dataset(record: dict[str, object], most_tiles: int) -> Dataset:
+def _dataset(record: dict[str, object], by_address: dict[int, Dataset], most_tiles: int) -> Dataset:
+    if "same" in record:
+        first = by_address.get(_integer(record["same"]))
+        if first is None:
+            raise FormatError("it has a second path to a dataset that is not there")
+        _check_tiles(len(first.offsets), most_tiles)
+        return replace(first, path=_text(record, "path"))
     path, layout = _text(record, "path"), _text(record, "layout")
-    shape = _integers(record, "shape")
+    shape = _integers(record.get("shape"))
     dtype = None if record.get("dtype") is None else BY_NAME.get(_text(record, "dtype"))
     if dtype is not None:
         check_shape(dtype, shape, f"its dataset {quote(path)}")
@@ -111,45 +119,49 @@ def _dataset(record: dict[str, object], most_tiles: int) -> Dataset:
     address = _integer(record.get("address"))
     if record.get("tile") is None:
         return Dataset(path, address, dtype, shape, layout, offset, fill)
-    tile = _integers(record, "tile")
+    tile = _integers(record.get("tile"))
     if dtype is None or len(tile) != len(shape) or min(tile, default=1) < 1:
         raise FormatError(f"its dataset {quote(path)} has chunks that do not fit it")
     check_shape(dtype, tile, f"a chunk of its dataset {quote(path)}")
     count = prod(grid(shape, tile))
-    if count > most_tiles:
-        raise LimitExceededError(f"its datasets have more than {MAX_TILES} chunks")
+    _check_tiles(count, most_tiles)
     return Dataset(path, address, dtype, shape, layout, offset, fill, tile, [-1] * count)
 
 
-def _add_tile(datasets: list[Dataset], record: dict[str, object]) -> None:
-    """Note where a chunk of the last dataset lies."""
-    place, offset = _integers(record, "tile"), _integer(record.get("offset"))
+def _check_tiles(count: int, most: int) -> None:
+    if count > most:
+        raise LimitExceededError(f"its datasets have more than {MAX_TILES} chunks")
+
+
+def _add_tiles(datasets: list[Dataset], tiles: object) -> None:
+    """Note where chunks of the last dataset lie: lists of offset, length, and first elements."""
     dataset = datasets[-1] if datasets else None
-    if dataset is None or dataset.dtype is None or len(place) != len(dataset.tile):
-        raise FormatError("it has a chunk that belongs to no dataset")
-    at = 0
-    for start, step, tiles in zip(
-        place, dataset.tile, grid(dataset.shape, dataset.tile), strict=True
-    ):
-        number, rest = divmod(start, step)
-        if rest or number >= tiles:
+    if dataset is None or dataset.dtype is None or not dataset.tile or not isinstance(tiles, list):
+        raise FormatError("it has chunks that belong to no dataset")
+    length = dataset.dtype.nbytes(dataset.tile)
+    counts = grid(dataset.shape, dataset.tile)
+    for tile in map(_integers, tiles):
+        if len(tile) != 2 + len(counts):
             raise FormatError(f"a chunk of its dataset {quote(dataset.path)} has no place in it")
-        at = at * tiles + number
-    if dataset.offsets[at] != -1 or _integer(record.get("length")) != dataset.dtype.nbytes(
-        dataset.tile
-    ):
-        raise FormatError(f"the chunks of its dataset {quote(dataset.path)} do not fit it")
-    dataset.offsets[at] = offset
+        offset, stored, *place = tile
+        number = 0
+        for start, step, count in zip(place, dataset.tile, counts, strict=True):
+            at, rest = divmod(start, step)
+            if rest or at >= count:
+                raise FormatError(f"a chunk of its dataset {quote(dataset.path)} is outside it")
+            number = number * count + at
+        if stored != length or dataset.offsets[number] != -1:
+            raise FormatError(f"the chunks of its dataset {quote(dataset.path)} do not fit it")
+        dataset.offsets[number] = offset
 
 
 def _integer(value: object) -> int:
     if type(value) is not int or not 0 <= value < _MAX_OFFSET:
-        raise FormatError(f"the HDF5 library gives a number that cannot be: {quote(repr(value))}")
+        raise FormatError("the HDF5 library gives something else than a number")
     return value
 
 
-def _integers(record: dict[str, object], key: str) -> tuple[int, ...]:
-    value = record.get(key)
+def _integers(value: object) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise FormatError("the HDF5 library gives something else than a list of numbers")
     return tuple(map(_integer, value))

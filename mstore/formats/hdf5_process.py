@@ -25,7 +25,7 @@ from mstore.strictjson import parse_json
 SECONDS = 4.0
 """Time that a file of no size is given; start takes 0.2 of it."""
 
-SECONDS_PER_MIB = 2.0
+SECONDS_PER_MIB = 3.0
 """Further time for each MiB of the file that is asked for, counting each place once."""
 
 MAX_FRAME = 80 << 20

@@ -27,6 +27,7 @@ CPU_SECONDS = 120
 BLOCK = 8192
 BLOCKS = 512  # kept in memory: 4 MiB
 BATCH = 32768  # characters of lines that are sent in one frame
+TILES = 1000  # in one line
 MAX_DEPTH = 200
 MAX_LINKS = 1_000_000
 MAX_PATHS = 64 << 20  # characters of the paths of all links together
@@ -160,29 +161,11 @@ class Lister:
 
     def __init__(self, report: Report) -> None:
         self._report = report
-        self._groups: set[int] = set()  # addresses
+        self._groups: set[int] = set()  # addresses, as in `_datasets`
+        self._datasets: set[int] = set()
         self._links = 0
         self._paths = 0
-
-    def group(self, group: Any, prefix: str, depth: int) -> None:
-        """Report what is in a group and below it."""
-        if depth > MAX_DEPTH:
-            raise TooMuch(f"its groups are nested more than {MAX_DEPTH} deep")
-
-        def visit(name: bytes, info: Any) -> None:
-            path = prefix + name.decode("utf-8", "backslashreplace")
-            self._links += 1
-            self._paths += len(path)
-            if self._links > MAX_LINKS or self._paths > MAX_PATHS:
-                raise TooMuch(f"it has more than {MAX_LINKS} links, or their paths are too long")
-            if info.type == h5l.TYPE_HARD:
-                self._object(group, name, info.u, path, depth)
-            elif info.type == h5l.TYPE_EXTERNAL:
-                self._report.add(hazard="link", path=path)
-            elif info.type != h5l.TYPE_SOFT:
-                self._report.add(hazard="strange link", path=path)
-
-        group.links.iterate(visit, info=True, order=h5.ITER_INC)
+        self._error: Exception | None = None
 
     def root(self, group: Any) -> None:
         """Report the whole file."""
@@ -190,15 +173,49 @@ class Lister:
         for name in (b"model_config", b"training_config"):
             if (config := read_text(group, name)) is not None:
                 self._report.add(config=config, path=name.decode())
-        self.group(group, "", 0)
+        self._group(group, "", 0)
+
+    def _group(self, group: Any, prefix: str, depth: int) -> None:
+        """Report what is in a group and below it."""
+        if depth > MAX_DEPTH:
+            raise TooMuch(f"its groups are nested more than {MAX_DEPTH} deep")
+
+        def visit(name: bytes, info: Any) -> bool | None:
+            # The library, which calls this, can pass on no exception; True makes it stop.
+            try:
+                path = prefix + name.decode("utf-8", "backslashreplace")
+                self._link(group, name, info, path, depth)
+            except Exception as error:
+                self._error = error
+                return True
+            return None
+
+        group.links.iterate(visit, info=True, order=h5.ITER_INC)
+        if self._error is not None:
+            raise self._error
+
+    def _link(self, group: Any, name: bytes, info: Any, path: str, depth: int) -> None:
+        self._links += 1
+        self._paths += len(path)
+        if self._links > MAX_LINKS or self._paths > MAX_PATHS:
+            raise TooMuch(f"it has more than {MAX_LINKS} links, or their paths are too long")
+        if info.type == h5l.TYPE_HARD:
+            self._object(group, name, info.u, path, depth)
+        elif info.type == h5l.TYPE_EXTERNAL:
+            self._report.add(hazard="link", path=path)
+        elif info.type != h5l.TYPE_SOFT:
+            self._report.add(hazard="strange link", path=path)
 
     def _object(self, parent: Any, name: bytes, address: int, path: str, depth: int) -> None:
         if address in self._groups:
             return
+        if address in self._datasets:
+            self._report.add(path=path, same=address)
+            return
         found = h5o.open(parent, name)
         if isinstance(found, h5g.GroupID):
             self._groups.add(address)
-            self.group(found, path + "/", depth + 1)
+            self._group(found, path + "/", depth + 1)
         elif isinstance(found, h5d.DatasetID):
             self._dataset(found, address, path)
 
@@ -219,6 +236,7 @@ class Lister:
         if space.get_simple_extent_type() == h5s.NULL:
             return
         dtype = element(dataset)
+        self._datasets.add(address)
         tiled = kind == h5d.CHUNKED and not filters and dtype is not None
         offset = dataset.get_offset() if kind == h5d.CONTIGUOUS else None
         self._report.add(
@@ -237,10 +255,16 @@ class Lister:
     def _tiles(self, dataset: Any) -> None:
         """Report where the chunks of the dataset just reported lie."""
 
+        found: list[tuple[int, ...]] = []
+
         def visit(chunk: Any) -> None:
-            self._report.add(tile=chunk.chunk_offset, offset=chunk.byte_offset, length=chunk.size)
+            found.append((chunk.byte_offset, chunk.size, *chunk.chunk_offset))
+            if len(found) == TILES:
+                self._report.add(tiles=found)
+                found.clear()
 
         dataset.chunk_iter(visit)
+        self._report.add(tiles=found)
 
 
 def element(dataset: Any) -> str | None:
@@ -337,6 +361,7 @@ def main() -> None:
     (size,) = struct.unpack("<Q", os.read(SOCKET, 8))
     report = Report()
     confine()
+    sys.setrecursionlimit(100 * MAX_DEPTH)  # the depth of groups is what ends it
     try:
         Lister(report).root(h5g.open(opened(size), b"/"))
     except TooMuch as error:

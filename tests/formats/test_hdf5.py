@@ -130,9 +130,15 @@ class TestRealFiles:
         assert all(isinstance(place, Tiled) for place in views.values())
         assert set(views["never"].offsets) == {-1}
         assert -1 in views["sparse"].offsets
-        assert {"edges[0,0,0]", "edges[2,2,1]", "sparse[1,2]"} <= {
-            s.tensor.name for s in layout.segments if s.hidden
-        }
+        hidden = {s.tensor.name: (s.tensor.shape, s.offset) for s in layout.segments if s.hidden}
+        for name, place in views.items():
+            runs = [run for key, run in hidden.items() if key.startswith(f"{name}[")]
+            assert sum(shape[0] for shape, _ in runs) == len(place.offsets) - place.offsets.count(
+                -1
+            )
+            assert {shape[1:] for shape, _ in runs} <= {place.tile}
+        assert hidden["edges[0,0,0]"][1] == views["edges"].offsets[0]
+        assert hidden["sparse[1,2]"][1] == views["sparse"].offsets[5 + 2]
 
     def test_chunks_of_whole_rows_in_a_row_are_one_segment(self, libver, check):
         def make(file):
