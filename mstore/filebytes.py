@@ -47,7 +47,7 @@ class StoredBytes:
         starts, lengths = self._starts(numbers), self._ends[numbers] - self._starts(numbers)
         places = np.cumsum(lengths) - lengths
         out = memoryview(bytearray(int(lengths.sum())))
-        self._reader.read(Wanted(self._ids[numbers], places, lengths), MemorySink(out))
+        self._fetch(starts, Wanted(self._ids[numbers], places, lengths), out)
         found = []
         for (offset, length), mine in zip(ranges, wanted, strict=True):
             if not len(mine):
@@ -65,6 +65,10 @@ class StoredBytes:
         lengths = (self._ends[numbers] - self._starts(numbers)).tolist()
         held = SegmentChunks(sum(lengths), self._ids[numbers].tobytes(), lengths=tuple(lengths))
         return held, self._starts(numbers).tolist()
+
+    def _fetch(self, starts: NDArray[np.int64], wanted: Wanted, out: memoryview) -> None:
+        """Put chunks, which begin at `starts` in the file, to their places in `out`."""
+        self._reader.read(wanted, MemorySink(out))
 
     @cached_property
     def _ids(self) -> NDArray[np.uint8]:

@@ -17,8 +17,7 @@ from mstore.ids import Id
 from mstore.numpy_dtypes import Array
 from mstore.objects import FileEntry, Manifest
 from mstore.ops.checkout import write_out
-from mstore.ops.export import DEFAULT_SHARD_SIZE, Export, choose, export
-from mstore.ops.rowmajor import Exportable
+from mstore.ops.export import DEFAULT_SHARD_SIZE, Export, Exportable, choose, export, exportable
 from mstore.structure import restore
 from mstore.tensors import SegmentTensor, TensorView, read_segments
 from mstore.viewed import ViewTensor
@@ -101,14 +100,8 @@ class FileView:
         )
 
     def _exportable(self) -> Iterator[Exportable]:
-        """Its tensors, in file order, as they are exported."""
-        for tensor, segment in self.manifest.tensors():
-            if not segment.hidden:
-                elements = self.tensors[tensor.name]
-                yield Exportable(self.path, tensor, segment, self.bytes, elements)
-        for view in self.manifest.views:
-            elements = self.tensors[view.tensor.name]
-            yield Exportable(self.path, view.tensor, view, self.bytes, elements)
+        """Its tensors, as they are exported."""
+        return exportable(self.path, self.manifest, self.bytes)
 
     def __repr__(self) -> str:
         return f"<File {self.path} {self.format} {self.size} bytes>"

@@ -19,14 +19,15 @@ import numpy as np
 
 from mstore.bulkindex import as_ids
 from mstore.chunkreader import ChunkReader, Sink, Wanted
-from mstore.dtypes import BY_NAME
+from mstore.dtypes import DType
 from mstore.errors import ConflictError, InvalidInputError, NotFoundError
+from mstore.filebytes import StoredBytes
 from mstore.formats.base import quote
 from mstore.formats.shards import INDEX_SUFFIX
 from mstore.ids import Id
 from mstore.layout import Tensor
-from mstore.numpy_dtypes import bytes_of
-from mstore.ops.rowmajor import Exportable, Run, copied, parts
+from mstore.objects import Manifest
+from mstore.ops.rowmajor import Lying, Run, copied, parts, plain_type, swapped
 from mstore.ops.targets import Planned, plan_npy, plan_npz, plan_safetensors
 from mstore.storage.files import FILES, OpenFile, translate_errors
 
@@ -35,6 +36,40 @@ DEFAULT_SHARD_SIZE = 5_000_000_000
 
 SUFFIXES = (".safetensors", ".npz", ".npy")
 """How the name of a file ends that can be exported to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exportable:
+    """A tensor of the file at `path` of a version, and where it lies."""
+
+    path: str
+    lying: Lying
+
+    @property
+    def tensor(self) -> Tensor:
+        """Its name, type and shape there."""
+        return self.lying.tensor
+
+    @property
+    def name(self) -> str:
+        """What it is called; the only tensor of a `.npy` file is called after the file."""
+        return self.tensor.name or self.path.removesuffix(".npy")
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What it may be asked for by."""
+        return self.tensor.name or self.path, f"{self.path}:{self.tensor.name}"
+
+
+def exportable(path: str, manifest: Manifest, content: StoredBytes) -> Iterator[Exportable]:
+    """The tensors of the file at `path`, in file order, then its views."""
+    offset = 0
+    for segment in manifest.segments:
+        if segment.tensor is not None and not segment.hidden:
+            yield Exportable(path, Lying(segment.tensor, segment, offset, content))
+        offset += segment.length
+    for view in manifest.views:
+        yield Exportable(path, Lying(view.tensor, view, 0, content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +248,7 @@ def _names(tensors: Sequence[Exportable]) -> Iterator[tuple[str, Exportable]]:
 
 def _renamed(name: str, one: Exportable) -> Tensor:
     """The tensor as the exported file will have it."""
-    dtype = BY_NAME[one.tensor.dtype.name.removeprefix(">")]
-    return Tensor(name, dtype, one.tensor.shape)
+    return Tensor(name, plain_type(one.tensor.dtype), one.tensor.shape)
 
 
 def _told(path: Path, tensor: Tensor, one: Exportable) -> ExportedTensor:
@@ -231,7 +265,7 @@ _Wanted = Sequence[tuple[Tensor, Exportable]]
 
 def _check_packed(wanted: _Wanted) -> None:
     for tensor, one in wanted:
-        if tensor.dtype.bits < 8 and copied(one) is None:
+        if tensor.dtype.bits < 8 and copied(one.lying) is None:
             raise InvalidInputError(
                 f"{quote(tensor.name)} packs several elements into a byte, in an order that no "
                 "other file has",
@@ -318,12 +352,12 @@ def _fill(
 ) -> None:
     """Write all that a file holds."""
     copies = _Copies(file)
-    for (tensor, one), offset in zip(wanted, plan.offsets, strict=True):
-        if (runs := copied(one)) is not None:
-            copies.add(runs, offset, tensor.dtype.word if one.tensor.dtype.big_endian else 1)
+    for (_, one), offset in zip(wanted, plan.offsets, strict=True):
+        if (runs := copied(one.lying)) is not None:
+            copies.add(runs, offset, one.tensor.dtype)
             continue
         at = offset
-        for part in parts(one):
+        for part in parts(one.lying):
             FILES.write_at(file, at, part)
             at += len(part)
             if progress is not None:
@@ -341,14 +375,14 @@ class _Copies(Sink):
         self._file = file
         self._ids: list[bytes] = []
         self._lengths: list[int] = []
-        self._places: list[tuple[int, int, int, int]] = []
+        self._places: list[tuple[int, int, int, DType]] = []
 
-    def add(self, runs: Iterable[Run], offset: int, word: int) -> None:
-        """Bytes that go to `offset`, one run after the other; words of more than 1 are turned."""
+    def add(self, runs: Iterable[Run], offset: int, dtype: DType) -> None:
+        """Elements that go to `offset`, one run after the other."""
         for run in runs:
             self._ids.append(run.id)
             self._lengths.append(run.chunk)
-            self._places.append((offset, run.skip, run.length, word))
+            self._places.append((offset, run.skip, run.length, dtype))
             offset += run.length
 
     def wanted(self) -> Wanted:
@@ -358,8 +392,6 @@ class _Copies(Sink):
 
     def put(self, position: int, raw: memoryview) -> None:
         """Write what is wanted of a chunk."""
-        offset, skip, length, word = self._places[position]
+        offset, skip, length, dtype = self._places[position]
         part = raw[skip : skip + length]
-        if word > 1:
-            part = bytes_of(np.frombuffer(part, f"u{word}").byteswap())
-        FILES.write_at(self._file, offset, part)
+        FILES.write_at(self._file, offset, swapped(part, dtype) if dtype.big_endian else part)
