@@ -2,7 +2,7 @@
 
 from mstore.errors import LimitExceededError
 
-MAX_NAMES = 64 << 20
+MAX_NAMES = 32 << 20
 """Most characters of all names of a file together. A few bytes of a file may make long names."""
 
 

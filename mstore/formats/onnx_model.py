@@ -22,14 +22,15 @@ from mstore.formats.onnx_tensor import MAX_TEXT, Described, read_sparse, read_te
 from mstore.formats.protobuf import MAX_DEPTH, Field, Wire
 from mstore.layout import ByteReader
 
-MAX_FIELDS = 4_000_000
-"""Most fields of all messages in a model; about a dozen for each node and each tensor are usual."""
+MAX_FIELDS = 3_000_000
+"""Most fields of a model, as `Wire` counts; 20 for each tensor and 30 for each node are usual."""
 
 MAX_TENSORS = 100_000
 """Most tensors of a model."""
 
 _MAX_GRAPHS = MAX_DEPTH // 3  # a graph in an attribute of a node is three messages further in
 _MAX_OPERATORS = 10_000
+_MAX_PARTS = 10_000  # attributes of a node, and tensors or graphs of an attribute
 
 Operator = tuple[str, str]
 """The domain and the name of an operator."""
@@ -87,18 +88,16 @@ class _Walk:
 
     def _function(self, function: Field, number: int) -> None:
         name = domain = ""
-        nodes = []
         for one in self._wire.inside(function, "a function"):
-            match one.number:
-                case 1:
-                    name = self._text(one)
-                case 7:
-                    nodes.append(one)
-                case 10:
-                    domain = self._text(one)
+            if one.number == 1:
+                name = self._text(one)
+            elif one.number == 10:
+                domain = self._text(one)
         self._found.functions.add((domain, name))
-        for index, node in enumerate(nodes):
-            self._node(node, f"{name or number}/", index, 0)
+        nodes = count()
+        for one in self._wire.inside(function, "a function"):
+            if one.number == 7:
+                self._node(one, f"{name or number}/", next(nodes), 0)
 
     def _graph(self, graph: Field, path: str, depth: int) -> None:
         if depth > _MAX_GRAPHS:
@@ -116,7 +115,7 @@ class _Walk:
 
     def _node(self, node: Field, path: str, index: int, depth: int) -> None:
         name = output = kind = domain = ""
-        attributes = []
+        attributes: list[Field] = []
         for one in self._wire.inside(node, "a node"):
             match one.number:
                 case 2:
@@ -126,24 +125,24 @@ class _Walk:
                 case 4:
                     kind = self._text(one)
                 case 5:
-                    attributes.append(one)
+                    _collect(attributes, one)
                 case 7:
                     domain = self._text(one)
         called = f"{path}{name or output or f'{kind}_{index}'}"
-        operators = self._found.operators
-        if (domain, kind) not in operators and len(operators) < _MAX_OPERATORS:
-            operators[domain, kind] = called
+        self._found.operators.setdefault((domain, kind), called)
+        if len(self._found.operators) > _MAX_OPERATORS:
+            raise LimitExceededError(f"it has more than {_MAX_OPERATORS} operators")
         for attribute in attributes:
             self._attribute(attribute, called, depth)
 
     def _attribute(self, attribute: Field, path: str, depth: int) -> None:
         name = ""
-        inner = []
+        inner: list[Field] = []
         for one in self._wire.inside(attribute, "an attribute"):
             if one.number == 1:
                 name = self._text(one)
             elif one.number in (5, 6, 10, 11, 22, 23):
-                inner.append(one)
+                _collect(inner, one)
         path = f"{path}/{name}"
         for index, one in enumerate(inner):
             # Of tensors, graphs and so on there may be several, of the others there is one.
@@ -163,3 +162,9 @@ class _Walk:
 
     def _text(self, one: Field) -> str:
         return self._wire.text(one, MAX_TEXT, "a name")
+
+
+def _collect(parts: list[Field], part: Field) -> None:
+    if len(parts) == _MAX_PARTS:
+        raise LimitExceededError(f"a node has more than {_MAX_PARTS} parts")
+    parts.append(part)

@@ -207,8 +207,12 @@ def read_sparse(wire: Wire, message: Field, name: str | None = None) -> Iterator
 
     The values have the name of the whole. Raises as `read_tensor` does.
     """
-    parts = {one.number: one for one in wire.inside(message, "a sparse tensor")}
-    values, indices = parts.get(1), parts.get(2)
+    values = indices = None
+    for one in wire.inside(message, "a sparse tensor"):
+        if one.number == 1:
+            values = one
+        elif one.number == 2:
+            indices = one
     if values is not None and name is None:
         name = read_tensor(wire, values).name
     for part, called in ((values, "values"), (indices, "indices")):

@@ -23,6 +23,7 @@ MAX_DEPTH = 100
 """Most messages inside one another; the libraries have the same limit."""
 
 _WINDOW = 8192  # bytes read at once: a hundred small fields, and little beside a tensor
+_MESSAGE = 4  # fields that take as long to read as a message takes apart from its fields
 _LONGEST_HEAD = 20  # bytes: two varints
 _ENDLESS = 1 << 80
 _MAX_NUMBER = (1 << 29) - 1
@@ -53,7 +54,10 @@ class Field(NamedTuple):
 
 
 class Wire:
-    """The fields of messages in a file; at most `max_fields` of them in all."""
+    """The fields of messages in a file; at most `max_fields` of them in all.
+
+    A message inside another counts as a few fields more, since more has to be done for it.
+    """
 
     def __init__(self, reader: ByteReader, *, max_fields: int) -> None:
         self._reader = reader
@@ -69,9 +73,7 @@ class Wire:
         when there are too many.
         """
         while start < end:
-            if not self._left:
-                raise LimitExceededError(f"it has more than {self._max_fields} fields")
-            self._left -= 1
+            self._count(1)
             field = self._field(start)
             start = field.start + field.size
             if start > end:
@@ -98,6 +100,7 @@ class Wire:
         """The fields of the message that is the payload of `field`; raises as `fields` does."""
         if field.wire != BYTES:
             raise FormatError(f"{what} has the wrong type")
+        self._count(_MESSAGE)
         return self.fields(field.start, field.start + field.size)
 
     def read(self, field: Field, most: int, what: str) -> bytes:
@@ -138,6 +141,11 @@ class Wire:
             value, at = varint(data, at)
             numbers.append(value - (1 << 64) if value >> 63 else value)
         return numbers
+
+    def _count(self, fields: int) -> None:
+        self._left -= fields
+        if self._left < 0:
+            raise LimitExceededError(f"it has more than {self._max_fields} fields")
 
     def _field(self, start: int) -> Field:
         """The field whose tag is at `start`."""

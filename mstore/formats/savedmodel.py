@@ -18,8 +18,8 @@ from mstore.formats.base import Finding, Format, quote
 from mstore.formats.protobuf import BYTES, VARINT, Field, Wire
 from mstore.layout import ByteReader, Layout, cover
 
-MAX_FIELDS = 4_000_000
-"""Most fields of all messages in a file."""
+MAX_FIELDS = 3_000_000
+"""Most fields of a file, as `Wire` counts."""
 
 _HEAD = re.compile(rb"\x08\x01\x12.", re.DOTALL)
 _MAX_SNIFFED = 10_000
@@ -117,14 +117,11 @@ def _read_function(wire: Wire, function: Field, found: dict[str, Finding]) -> No
 
 def _read_node(wire: Wire, node: Field, path: str, found: dict[str, Finding]) -> None:
     name = operation = ""
-    attributes: list[Field] = []
     for one in wire.inside(node, "a node"):
         if one.number == 1:
             name = wire.text(one, _MAX_TEXT, "a name")
         elif one.number == 2:
             operation = wire.text(one, _MAX_TEXT, "an operation")
-        elif one.number == 5:
-            attributes.append(one)
     plain = operation.removeprefix("Experimental")
     if plain in _OPERATIONS:
         what = f"{_OPERATIONS[plain]} when it is run ({operation})"
@@ -133,20 +130,23 @@ def _read_node(wire: Wire, node: Field, path: str, found: dict[str, Finding]) ->
         what = f"reads a file of words, which should be among its assets ({operation})"
         found.setdefault(operation, Finding("unknown", what, path + name))
     elif operation == _PRINT:
-        for target in _print_targets(wire, attributes):
+        for target in _print_targets(wire, node):
             what = f"writes to {quote(target)} when it is run ({operation})"
             found.setdefault(operation, Finding("dangerous", what, path + name))
 
 
-def _print_targets(wire: Wire, attributes: list[Field]) -> Iterator[str]:
-    """Files that a print writes to, by its attribute `output_stream`."""
-    for attribute in attributes:
-        parts = {one.number: one for one in wire.inside(attribute, "an attribute")}
-        if 1 in parts and 2 in parts:
-            if wire.text(parts[1], _MAX_TEXT, "the name of an attribute") != "output_stream":
-                continue
-            for value in wire.inside(parts[2], "an attribute"):
-                if value.number == 2:
-                    target = wire.text(value, _MAX_TEXT, "a value")
-                    if target.startswith("file:"):
-                        yield target
+def _print_targets(wire: Wire, node: Field) -> Iterator[str]:
+    """Files that a print writes to: `output_stream`, its only attribute with such a text."""
+    for attribute in wire.inside(node, "a node"):
+        if attribute.number == 5:
+            for part in wire.inside(attribute, "an attribute"):
+                if part.number == 2:
+                    yield from _file_names(wire, part)
+
+
+def _file_names(wire: Wire, value: Field) -> Iterator[str]:
+    for one in wire.inside(value, "an attribute"):
+        if one.number == 2:
+            text = wire.text(one, _MAX_TEXT, "an attribute")
+            if text.startswith("file:"):
+                yield text

@@ -23,10 +23,10 @@ from mstore.layout import ByteReader
 MAGIC = bytes.fromhex("57fb808b247547db")
 """The last eight bytes of a table."""
 
-MAX_SIZE = 16 << 20
-"""Most bytes of a table; about 60 for each tensor are usual. All of them are read and summed up."""
+MAX_SIZE = 8 << 20
+"""Most bytes of a table; about 70 for each tensor are usual. All of them are read and summed up."""
 
-MAX_KEYS = 64 << 20
+MAX_KEYS = 32 << 20
 """Most bytes of all keys together, which may share most of theirs."""
 
 _FOOTER = 48

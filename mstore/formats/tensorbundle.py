@@ -23,7 +23,7 @@ from mstore.formats.companion import Companion, Placed
 from mstore.formats.naming import Names
 from mstore.formats.protobuf import VARINT, Field, Wire
 from mstore.formats.sstable import read_table
-from mstore.layout import ByteReader, Layout, Segment, Tensor
+from mstore.layout import ByteReader, Layout, Tensor, cover
 
 MAX_TENSORS = 100_000
 """Most entries of one index; the largest published checkpoints have some ten thousand."""
@@ -92,15 +92,7 @@ class TensorBundleCompanion(Companion):
 
     def parse(self, reader: ByteReader, describer: str) -> Mapping[str, Placed]:
         """The tensors in each data file."""
-        header, entries = _read_index(reader)
-        prefix = describer.removesuffix(".index")
-        files: dict[str, list[tuple[int, Tensor]]] = {}
-        names = Names()
-        for name, entry in _without_slices(entries):
-            if (tensor := _tensor(names.add(name), entry, header)) is not None:
-                file = f"{prefix}.data-{entry.file:05}-of-{header.files:05}"
-                files.setdefault(file, []).append((entry.offset, tensor))
-        return files
+        return _placed(*_read_index(reader), describer.removesuffix(".index"))
 
 
 class TensorflowIndexFormat(Format):
@@ -114,20 +106,16 @@ class TensorflowIndexFormat(Format):
 
     def layout(self, reader: ByteReader) -> Layout:
         """One opaque segment."""
-        TensorBundleCompanion().parse(reader, ".index")
-        return Layout(self.name, reader.size, (Segment(0, reader.size),))
+        return self.examine(reader)[0]
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and how many tensors have types that are not known."""
-        layout = self.layout(reader)
+        header, entries = _read_index(reader)
+        _placed(header, entries, "")
         known = {*_TYPES, *_NO_NUMBERS}
-        strange = [key for key, entry in _read_index(reader)[1].items() if entry.dtype not in known]
-        if not strange:
-            return layout, None
-        return layout, (
-            f"{len(strange)} tensors have types that are not known, such as {_show(strange[0])}; "
-            "they stay opaque"
-        )
+        count = sum(entry.dtype not in known for entry in entries.values())
+        note = f"opaque bytes for tensors: {count} of types that are not known" if count else None
+        return cover(self.name, reader.size, []), note
 
 
 def _show(key: bytes) -> str:
@@ -155,7 +143,7 @@ def _read_index(reader: ByteReader) -> tuple[_Header, dict[bytes, _Entry]]:
 
 
 def _message(value: bytes) -> tuple[Wire, Iterable[Field]]:
-    wire = Wire(BytesReader(value), max_fields=len(value))
+    wire = Wire(BytesReader(value), max_fields=8 * len(value))
     return wire, wire.fields(0, len(value))
 
 
@@ -192,7 +180,7 @@ def _parse_entry(value: bytes) -> _Entry:
         if field.number in numbers:
             numbers[field.number] = _number(field)
         elif field.number == 2:
-            shape = tuple(dim.get(1, 0) for dim in _axes(wire, field, 2))
+            shape = tuple(dim.get(1, 0) for dim in _axes(wire, field, 2, (1,)))
         elif field.number == 7:
             sliced = value
     return _Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], sliced)
@@ -204,7 +192,7 @@ def _parse_slices(value: bytes) -> list[_Slice]:
     wire, fields = _message(value)
     for field in fields:
         if field.number == 7:
-            axes = _axes(wire, field, 1)
+            axes = _axes(wire, field, 1, (1, 2))
             slices.append(tuple((axis.get(1, 0), axis.get(2, -1)) for axis in axes))
             if len(slices) > _MAX_SLICES:
                 raise LimitExceededError(f"a tensor has more than {_MAX_SLICES} slices")
@@ -213,16 +201,27 @@ def _parse_slices(value: bytes) -> list[_Slice]:
     return slices
 
 
-def _axes(wire: Wire, field: Field, wanted: int) -> list[dict[int, int]]:
-    """The numbers of a shape (in its fields 2) or a slice (in its fields 1), for each axis."""
+def _axes(wire: Wire, field: Field, number: int, wanted: tuple[int, ...]) -> list[dict[int, int]]:
+    """Of each axis, which are fields of this number in a shape or a slice, the fields `wanted`."""
     axes: list[dict[int, int]] = []
     for part in wire.inside(field, "a shape"):
-        if part.number == wanted:
+        if part.number == number:
             inner = wire.inside(part, "a dimension")
-            axes.append({one.number: _number(one) for one in inner if one.wire == VARINT})
+            axes.append({one.number: _number(one) for one in inner if one.number in wanted})
         if len(axes) > MAX_DIMS:
             raise LimitExceededError("a tensor has too many dimensions")
     return axes
+
+
+def _placed(header: _Header, entries: Mapping[bytes, _Entry], prefix: str) -> dict[str, Placed]:
+    """The tensors in each data file of a checkpoint called `prefix`."""
+    files: dict[str, list[tuple[int, Tensor]]] = {}
+    names = Names()
+    for name, entry in _without_slices(entries):
+        if (tensor := _tensor(names.add(name), entry, header)) is not None:
+            file = f"{prefix}.data-{entry.file:05}-of-{header.files:05}"
+            files.setdefault(file, []).append((entry.offset, tensor))
+    return dict(files)
 
 
 def _tensor(name: str, entry: _Entry, header: _Header) -> Tensor | None:
