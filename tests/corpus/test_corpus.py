@@ -1,14 +1,13 @@
 """Every good file comes back byte for byte, and every tensor as its own library loads it."""
 
 import random
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import Array, Case, native
-from good import LIBRARIES, good_files, writers
+from good import LIBRARIES, writers
 
 import mstore
 from mstore.database import Database
@@ -47,11 +46,8 @@ class Corpus:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    directory = tmp_path_factory.mktemp("corpus")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cases = list(good_files(directory))
+def corpus(good_directory) -> Corpus:
+    directory, cases = good_directory
     db = Database.create(LocalStorage(directory / ".mstore"), "Ada")
     tree = Worktree.create(directory, db)
     tree.commit(Description("Ada", "all good files"))
