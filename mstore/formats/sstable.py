@@ -26,15 +26,19 @@ MAGIC = bytes.fromhex("57fb808b247547db")
 MAX_SIZE = 8 << 20
 """Most bytes of a table; about 70 for each tensor are usual. All of them are read and summed up."""
 
-MAX_KEYS = 32 << 20
+MAX_KEYS = 16 << 20
 """Most bytes of all keys together, which may share most of theirs."""
 
 _FOOTER = 48
 _TRAILER = 5
 
 
-def read_table(reader: ByteReader) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values, in the order of the keys.
+Entry = tuple[bytes, int, int]
+"""A key, and where its value starts and ends."""
+
+
+def read_table(reader: ByteReader) -> Iterator[Entry]:
+    """The keys, in their order, and where in the file their values lie.
 
     Raises FormatError for anything doubtful: blocks that overlap or fail their checksum, keys that
     are repeated or out of order, compression; LimitExceededError for a table of unreasonable size.
@@ -49,19 +53,20 @@ def read_table(reader: ByteReader) -> Iterator[tuple[bytes, bytes]]:
     (index_start, index_size), _ = _handle(footer, at)
     budget = MAX_KEYS
     free_from, last = 0, None
-    for _, handle in _entries(_read_block(reader, index_start, index_size, end)):
-        (start, size), used = _handle(handle, 0)
-        if start < free_from or used != len(handle):
+    index = _read_block(reader, index_start, index_size, end)
+    for _, handle_at, handle_end in _entries(index):
+        (start, size), at = _handle(index, handle_at)
+        if start < free_from or at != handle_end:
             raise FormatError("its blocks overlap or are out of order")
         free_from = start + size + _TRAILER
-        for key, value in _entries(_read_block(reader, start, size, index_start)):
+        for key, value_at, value_end in _entries(_read_block(reader, start, size, index_start)):
             budget -= len(key)
             if budget < 0:
                 raise LimitExceededError(f"its keys take more than {MAX_KEYS} bytes")
             if last is not None and key <= last:
                 raise FormatError("its keys are repeated or out of order")
             last = key
-            yield key, value
+            yield key, start + value_at, start + value_end
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
@@ -84,8 +89,8 @@ def _read_block(reader: ByteReader, start: int, size: int, end: int) -> bytes:
     return block[:-_TRAILER]
 
 
-def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a block."""
+def _entries(block: bytes) -> Iterator[Entry]:
+    """The keys of a block, and where in it their values lie."""
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 - 4 * restarts
     if end < 0:
@@ -100,7 +105,7 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
             raise FormatError("an entry reaches beyond its block")
         key = key[:shared] + block[at:value]
         at = value + length
-        yield key, block[value:at]
+        yield key, value, at
 
 
 def masked_crc32c(data: bytes) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
-from mstore.formats.base import MAX_DIMS, BytesReader, Format, check_shape, quote
+from mstore.formats.base import MAX_DIMS, Format, check_shape, quote
 from mstore.formats.companion import Companion, Placed
 from mstore.formats.naming import Names
 from mstore.formats.protobuf import VARINT, Field, Wire
@@ -27,6 +27,9 @@ from mstore.layout import ByteReader, Layout, Tensor, cover
 
 MAX_TENSORS = 100_000
 """Most entries of one index; the largest published checkpoints have some ten thousand."""
+
+MAX_FIELDS = 3_000_000
+"""Most fields of an index, as `Wire` counts; 20 for each tensor are usual."""
 
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _DATA_FILE = re.compile(r"(.+)\.data-[0-9]{5,}-of-[0-9]{5,}", re.DOTALL)
@@ -60,16 +63,10 @@ _Slice = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
-    files: int
-    big_endian: bool
-
-
-@dataclass(frozen=True, slots=True)
 class _Entry:
     """What the index says of one tensor, or of one slice of one.
 
-    `sliced` is the whole message if the tensor was saved in slices, which are listed in it.
+    `sliced` is the place of the message if the tensor was saved in slices, which it lists.
     """
 
     dtype: int
@@ -77,7 +74,17 @@ class _Entry:
     file: int
     offset: int
     size: int
-    sliced: bytes = b""
+    sliced: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """All of an index: the number of data files, the byte order, and the entries by their keys."""
+
+    wire: Wire
+    files: int
+    big_endian: bool
+    entries: dict[bytes, _Entry]
 
 
 class TensorBundleCompanion(Companion):
@@ -92,7 +99,7 @@ class TensorBundleCompanion(Companion):
 
     def parse(self, reader: ByteReader, describer: str) -> Mapping[str, Placed]:
         """The tensors in each data file."""
-        return _placed(*_read_index(reader), describer.removesuffix(".index"))
+        return _placed(_read_index(reader), describer.removesuffix(".index"))
 
 
 class TensorflowIndexFormat(Format):
@@ -110,10 +117,10 @@ class TensorflowIndexFormat(Format):
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and how many tensors have types that are not known."""
-        header, entries = _read_index(reader)
-        _placed(header, entries, "")
+        index = _read_index(reader)
+        _placed(index, "")
         known = {*_TYPES, *_NO_NUMBERS}
-        count = sum(entry.dtype not in known for entry in entries.values())
+        count = sum(entry.dtype not in known for entry in index.entries.values())
         note = f"opaque bytes for tensors: {count} of types that are not known" if count else None
         return cover(self.name, reader.size, []), note
 
@@ -122,29 +129,25 @@ def _show(key: bytes) -> str:
     return quote(key.decode("utf-8", "backslashreplace"))
 
 
-def _read_index(reader: ByteReader) -> tuple[_Header, dict[bytes, _Entry]]:
-    """The header and the entries by their keys.
+def _read_index(reader: ByteReader) -> _Index:
+    """All that an index says.
 
     Raises FormatError, LimitExceededError.
     """
+    wire = Wire(reader, max_fields=MAX_FIELDS)
     table = read_table(reader)
-    key, value = next(table, (b"?", b""))
+    key, start, end = next(table, (b"?", 0, 0))
     if key:
         raise FormatError("it does not begin with a header")
-    header = _parse_header(value)
+    files, big_endian = _parse_header(wire, start, end)
     entries: dict[bytes, _Entry] = {}
-    for key, value in table:
+    for key, start, end in table:
         if len(entries) == MAX_TENSORS:
             raise LimitExceededError(f"it names more than {MAX_TENSORS} tensors")
-        entries[key] = entry = _parse_entry(value)
-        if not entry.sliced and entry.file >= header.files:
+        entries[key] = entry = _parse_entry(wire, start, end)
+        if entry.sliced is None and entry.file >= files:
             raise FormatError(f"{_show(key)} lies in a data file that is none")
-    return header, entries
-
-
-def _message(value: bytes) -> tuple[Wire, Iterable[Field]]:
-    wire = Wire(BytesReader(value), max_fields=8 * len(value))
-    return wire, wire.fields(0, len(value))
+    return _Index(wire, files, big_endian, entries)
 
 
 def _number(field: Field) -> int:
@@ -154,10 +157,10 @@ def _number(field: Field) -> int:
     return field.value
 
 
-def _parse_header(value: bytes) -> _Header:
+def _parse_header(wire: Wire, start: int, end: int) -> tuple[int, bool]:
+    """The number of data files, and whether numbers are big-endian."""
     files, big_endian = 0, 0
-    wire, fields = _message(value)
-    for field in fields:
+    for field in wire.fields(start, end):
         if field.number == 1:
             files = _number(field)
         elif field.number == 2:
@@ -168,29 +171,27 @@ def _parse_header(value: bytes) -> _Header:
                     raise FormatError("it is of a newer version than is known")
     if not 0 < files < 1 << 31 or big_endian > 1:
         raise FormatError("its header is malformed")
-    return _Header(files, bool(big_endian))
+    return files, bool(big_endian)
 
 
-def _parse_entry(value: bytes) -> _Entry:
+def _parse_entry(wire: Wire, start: int, end: int) -> _Entry:
     numbers = dict.fromkeys((1, 3, 4, 5), 0)
     shape: tuple[int, ...] = ()
-    sliced = b""
-    wire, fields = _message(value)
-    for field in fields:
+    sliced = None
+    for field in wire.fields(start, end):
         if field.number in numbers:
             numbers[field.number] = _number(field)
         elif field.number == 2:
             shape = tuple(dim.get(1, 0) for dim in _axes(wire, field, 2, (1,)))
         elif field.number == 7:
-            sliced = value
+            sliced = start, end
     return _Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], sliced)
 
 
-def _parse_slices(value: bytes) -> list[_Slice]:
+def _parse_slices(wire: Wire, start: int, end: int) -> list[_Slice]:
     """The slices that an entry lists."""
     slices: list[_Slice] = []
-    wire, fields = _message(value)
-    for field in fields:
+    for field in wire.fields(start, end):
         if field.number == 7:
             axes = _axes(wire, field, 1, (1, 2))
             slices.append(tuple((axis.get(1, 0), axis.get(2, -1)) for axis in axes))
@@ -213,48 +214,47 @@ def _axes(wire: Wire, field: Field, number: int, wanted: tuple[int, ...]) -> lis
     return axes
 
 
-def _placed(header: _Header, entries: Mapping[bytes, _Entry], prefix: str) -> dict[str, Placed]:
+def _placed(index: _Index, prefix: str) -> dict[str, Placed]:
     """The tensors in each data file of a checkpoint called `prefix`."""
     files: dict[str, list[tuple[int, Tensor]]] = {}
     names = Names()
-    for name, entry in _without_slices(entries):
-        if (tensor := _tensor(names.add(name), entry, header)) is not None:
-            file = f"{prefix}.data-{entry.file:05}-of-{header.files:05}"
+    for name, entry in _without_slices(index):
+        if (tensor := _tensor(names.add(name), entry, index.big_endian)) is not None:
+            file = f"{prefix}.data-{entry.file:05}-of-{index.files:05}"
             files.setdefault(file, []).append((entry.offset, tensor))
     return dict(files)
 
 
-def _tensor(name: str, entry: _Entry, header: _Header) -> Tensor | None:
+def _tensor(name: str, entry: _Entry, big_endian: bool) -> Tensor | None:
     """The tensor of an entry; None if it holds no numbers of a known type."""
     known = _TYPES.get(entry.dtype)
     if known is None:
         return None
     dtype, kind = known
-    if header.big_endian and dtype.word > 1:
+    if big_endian and dtype.word > 1:
         dtype = BY_NAME[f">{dtype.name}"]
     if check_shape(dtype, entry.shape, quote(name)) != entry.size:
         raise FormatError(f"{quote(name)} does not fill its {entry.size} bytes")
     return Tensor(name, dtype, entry.shape, kind=kind)
 
 
-def _without_slices(entries: Mapping[bytes, _Entry]) -> Iterable[tuple[str, _Entry]]:
+def _without_slices(index: _Index) -> Iterable[tuple[str, _Entry]]:
     """The tensors by name: whole ones, and the slices of others.
 
     Entries of slices that no tensor has are left out, as TensorFlow never reads them.
     """
-    for key, entry in entries.items():
+    for key, entry in index.entries.items():
         if key.startswith(b"\0"):
             continue
         try:
             name = key.decode("utf-8").removesuffix(_SUFFIX)
         except UnicodeDecodeError:
             raise FormatError(f"the name {_show(key)} is not UTF-8") from None
-        if not entry.sliced:
+        if entry.sliced is None:
             yield name, entry
             continue
-        parts = [
-            (one, _slice_entry(entries, key, entry, one)) for one in _parse_slices(entry.sliced)
-        ]
+        slices = _parse_slices(index.wire, *entry.sliced)
+        parts = [(one, _slice_entry(index.entries, key, entry, one)) for one in slices]
         if (whole := _join(entry, parts)) is not None:
             yield name, whole
             continue
@@ -268,7 +268,7 @@ def _slice_entry(
 ) -> _Entry:
     """The entry of one slice of a tensor, which must be of the type and shape it has to be."""
     found = entries.get(_slice_key(key, slice_))
-    if found is None or found.sliced or found.dtype != whole.dtype:
+    if found is None or found.sliced is not None or found.dtype != whole.dtype:
         raise FormatError(f"a slice of {_show(key)} is missing")
     if len(slice_) == len(whole.shape) == len(found.shape):
         axes = zip(slice_, found.shape, whole.shape, strict=True)
