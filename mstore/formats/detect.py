@@ -7,6 +7,7 @@ from mstore.formats.flax import FlaxFormat
 from mstore.formats.gguf import GgufFormat
 from mstore.formats.hdf5 import Hdf5Format
 from mstore.formats.keras import KerasFormat
+from mstore.formats.nested import ZipFormat
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
@@ -22,6 +23,7 @@ FORMATS: list[Format] = [
     GgufFormat(),
     TorchFormat(),
     KerasFormat(),
+    ZipFormat(lambda: FORMATS),
     NpzFormat(),
     TensorflowIndexFormat(),
     SavedModelFormat(),

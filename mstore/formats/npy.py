@@ -90,8 +90,9 @@ def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | str:
         raise FormatError(f"its array needs {needed} bytes, but {reader.size - start} are there")
     dtype = _dtype(descr)
     if dtype is None:
-        is_text = isinstance(descr, str) and descr[1] in _TEXTS_AND_DATES
-        return "" if is_text else f"has elements of type {quote(str(descr))}"
+        if not isinstance(descr, str):
+            return "holds records"
+        return "" if descr[1] in _TEXTS_AND_DATES else f"has elements of type {quote(descr)}"
     order = "F" if fortran and len(shape) > 1 else "C"
     return start, Tensor(name, dtype, shape, order)  # type: ignore[arg-type]
 

@@ -19,6 +19,9 @@ from mstore.layout import ByteReader, Layout, View
 SUFFIX = ".npy"
 """How the names of the members that hold arrays end."""
 
+OBJECTS = "holds Python objects"
+"""What `read_member` says of an array of Python objects."""
+
 _MAX_TOLD = 2
 
 
@@ -60,15 +63,12 @@ class NpzFormat(Format):
         return [
             Finding("unknown", PICKLED, member.name)
             for member in _arrays(reader)
-            if read_member(reader, member, "") == _OBJECTS
+            if read_member(reader, member, "") == OBJECTS
         ]
 
 
 def _arrays(reader: ByteReader) -> Iterator[zipdir.Member]:
     return (m for m in zipdir.read_members(reader) if m.name.endswith(SUFFIX))
-
-
-_OBJECTS = "holds Python objects"
 
 
 def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Contents | str:
@@ -85,7 +85,7 @@ def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Content
     except UnsafeInputError:
         # Python objects beside plain arrays are usual in npz files. Not describing them as
         # anything is as safe as refusing, and keeps the other arrays readable.
-        return _OBJECTS
+        return OBJECTS
     except (FormatError, LimitExceededError) as error:
         message = f"in its member {quote(member.name)}, {error.message}"
         raise type(error)(message) from None

@@ -25,21 +25,26 @@ def written(write, *args, **kwargs):
     return file.getvalue()
 
 
+def zipped(**members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for name, content in members.items():
+            made.writestr(name, content)
+    return file.getvalue()
+
+
 FILES = {
     "safetensors": safetensors.numpy.save(ARRAYS, {"format": "np"}),
     "npy": written(np.save, np.asfortranarray(ARRAYS["w"])),
     "npz": written(np.savez, **ARRAYS),
     "npz deflated": written(np.savez_compressed, **ARRAYS),
+    "zip": zipped(model=safetensors.numpy.save(ARRAYS)),
     "torch": (Path(__file__).parent / "torch_files" / "alone.pt").read_bytes(),
 }
 PARSERS = {parser.name: parser for parser in FORMATS}
 
 
-def other_zip():
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as made:
-        made.writestr("model/data.pkl", b"x")
-    return file.getvalue()
+OTHER_ZIP = zipped(**{"model/data.pkl": b"x"})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -47,11 +52,11 @@ def test_known_files(name):
     layout, warning = describe(BytesReader(FILES[name]))
     assert (layout.format, warning) == (name.split()[0], None)
     found = [s.tensor for s in (*layout.segments, *layout.views) if s.tensor is not None]
-    counts = {"safetensors": 2, "npy": 1, "npz": 2, "npz deflated": 2, "torch": 1}
+    counts = {"safetensors": 2, "npy": 1, "npz": 2, "npz deflated": 2, "zip": 2, "torch": 1}
     assert len(found) == counts[name]
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"{}", b'{"a": 1}', b"\0" * 5000, other_zip()])
+@pytest.mark.parametrize("data", [b"", b"x", b"{}", b'{"a": 1}', b"\0" * 5000, OTHER_ZIP])
 def test_unknown_files_are_opaque_without_a_warning(data):
     assert describe(BytesReader(data)) == (opaque(len(data)), None)
 

@@ -1,0 +1,224 @@
+"""zip: any other archive, in which some members are files of a known format.
+
+A stored member that is such a file is described as that, through a window, and so on in archives
+in archives. Its tensors are called by the member and by their own name: `a/model.safetensors/w`.
+An npy file is called as in npz files: by the member without `.npy`, and it may be deflated, too.
+Other compressed members are opaque.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
+from mstore.formats import zipdir
+from mstore.formats.base import HEAD_SIZE, Finding, Format, WindowReader, quote
+from mstore.formats.npy import PICKLED
+from mstore.formats.npz import OBJECTS, SUFFIX, read_member
+from mstore.formats.shifting import Contents, cover_all, shifted
+from mstore.layout import ByteReader, Layout
+
+MAX_DEPTH = 4
+"""Most archives in each other."""
+
+MAX_MEMBERS = 20_000
+"""Most members of all archives in each other together; those of formats that are archives count."""
+
+MAX_FILES = 256
+"""Most members that are looked into as files of a known format."""
+
+_MAX_TOLD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A file in an archive, called `path` with those of the archives: its parser and its bytes."""
+
+    path: str
+    format: Format
+    window: WindowReader
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """An npy file in an archive; `offset` is that of the archive."""
+
+    path: str
+    archive: ByteReader
+    member: zipdir.Member
+    offset: int
+
+
+class ZipFormat(Format):
+    """An archive with at least one stored member of a known format besides npy."""
+
+    name = "zip"
+
+    def __init__(self, formats: Callable[[], Sequence[Format]]) -> None:
+        """`formats` gives all that are known, this one among them."""
+        self._formats = formats
+
+    def sniff(self, head: bytes, reader: ByteReader) -> bool:
+        """A sound archive with a member that another format knows."""
+        if not head.startswith(zipdir.MAGIC):
+            return False
+        try:
+            return any(isinstance(one, _Found) for one in self._walk(reader).files())
+        except (FormatError, LimitExceededError):
+            return False
+
+    def layout(self, reader: ByteReader) -> Layout:
+        """The tensors of all members that are understood."""
+        return self.examine(reader)[0]
+
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """The layout, and which members are not understood."""
+        walk = self._walk(reader)
+        parts: list[Contents] = []
+        notes: list[str] = []
+        for one in walk.files():
+            try:
+                contents, note = _describe(one)
+            except (FormatError, LimitExceededError, UnsafeInputError) as error:
+                kind = one.format.name if isinstance(one, _Found) else "npy"
+                notes.append(f"{quote(one.path)} looks like {kind} but {error.message}")
+                continue
+            parts.append(contents)
+            if note:
+                notes.append(f"{quote(one.path)}: {note}")
+        if walk.compressed:
+            notes.append(f"{walk.compressed} compressed members are opaque bytes")
+        if walk.left_out:
+            notes.append(f"{walk.left_out} members are too many or too deep to be looked into")
+        more = [f"and {len(notes) - _MAX_TOLD} more"] if len(notes) > _MAX_TOLD else []
+        note = "; ".join(notes[:_MAX_TOLD] + more)
+        return cover_all(self.name, reader.size, parts), note or None
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """What loading its members one by one would do."""
+        walk = self._walk(reader)
+        found: list[Finding] = []
+        for one in walk.files():
+            found += _findings(one)
+        hidden = walk.compressed + walk.left_out
+        if hidden:
+            found.append(Finding("unknown", f"has {hidden} members that nobody looks into"))
+        return found
+
+    def _walk(self, reader: ByteReader) -> "_Walk":
+        return _Walk(self._formats(), reader)
+
+
+class _Walk:
+    """Goes through an archive and those in it, and counts what is left out."""
+
+    def __init__(self, formats: Sequence[Format], reader: ByteReader) -> None:
+        self.compressed = 0
+        self.left_out = 0
+        self._formats = formats
+        self._reader = reader
+        self._members = MAX_MEMBERS
+        self._files = MAX_FILES
+
+    def files(self) -> Iterator[_Found | _Array]:
+        """The files of known formats in the archive and in those in it.
+
+        Raises FormatError and LimitExceededError when the outermost is malformed or too large.
+        """
+        self._charge(self._reader)
+        yield from self._archive(self._reader, "", 0, 1)
+
+    def _archive(
+        self, reader: ByteReader, path: str, offset: int, depth: int
+    ) -> Iterator[_Found | _Array]:
+        """Those in the archive that `reader` reads, which lies at `offset` of the outermost."""
+        for member in zipdir.read_members(reader):
+            inner = f"{path}/{member.name}" if path else member.name
+            if not member.size:
+                continue
+            if member.name.endswith(SUFFIX):
+                yield _Array(inner.removesuffix(SUFFIX), reader, member, offset)
+            elif member.method != zipdir.STORED:
+                self.compressed += 1
+            else:
+                window = WindowReader(reader, member.data, member.size)
+                yield from self._file(window, inner, offset + member.data, depth)
+
+    def _file(
+        self, window: WindowReader, path: str, offset: int, depth: int
+    ) -> Iterator[_Found | _Array]:
+        """What a stored member holds."""
+        head = window.read(0, HEAD_SIZE)
+        if head.startswith(zipdir.MAGIC):
+            try:
+                self._charge(window)
+            except LimitExceededError:
+                self.left_out += 1
+                return
+            except FormatError:
+                pass  # its own format, if it has one, says what is wrong
+        for known in self._formats:
+            if known.name == ZipFormat.name:
+                found = self._inner_archive(window, head, path, offset, depth)
+                if found:
+                    yield from found
+                    return
+            elif known.sniff(head, window):
+                self._files -= 1
+                if self._files < 0:
+                    self.left_out += 1
+                else:
+                    yield _Found(path, known, window, offset)
+                return
+
+    def _inner_archive(
+        self, window: WindowReader, head: bytes, path: str, offset: int, depth: int
+    ) -> list[_Found | _Array]:
+        """What an archive in an archive holds; nothing if it is none of this format."""
+        if not head.startswith(zipdir.MAGIC):
+            return []
+        if depth == MAX_DEPTH:
+            self.left_out += 1
+            return []
+        try:
+            found = list(self._archive(window, path, offset, depth + 1))
+        except (FormatError, LimitExceededError):
+            return []
+        return found if any(isinstance(one, _Found) for one in found) else []
+
+    def _charge(self, reader: ByteReader) -> None:
+        """Count the members of an archive before they are read."""
+        self._members -= zipdir.count_members(reader)
+        if self._members < 0:
+            raise LimitExceededError(f"it has more than {MAX_MEMBERS} members")
+
+
+def _describe(one: _Found | _Array) -> tuple[Contents, str | None]:
+    """The tensors of a file, in the archive around all."""
+    if isinstance(one, _Found):
+        layout, note = one.format.examine(one.window)
+        return shifted(layout, one.offset, one.path), note
+    found = read_member(one.archive, one.member, "")
+    if isinstance(found, str):
+        return Contents(), found or None
+    # As a layout of its own it is moved like all others.
+    part = cover_all("npy", one.archive.size, [found])
+    return shifted(part, one.offset, one.path), None
+
+
+def _findings(one: _Found | _Array) -> list[Finding]:
+    """What loading a file would do, by its place in the archive."""
+    try:
+        if isinstance(one, _Found):
+            found = one.format.findings(one.window)
+        else:
+            pickled = read_member(one.archive, one.member, "") == OBJECTS
+            found = [Finding("unknown", PICKLED)] if pickled else []
+    except UnsafeInputError as error:
+        found = [Finding("dangerous", error.message)]
+    except (FormatError, LimitExceededError) as error:
+        found = [Finding("unknown", f"cannot be judged: {error.message}")]
+    return [
+        replace(finding, where=f"{one.path}/{finding.where}" if finding.where else one.path)
+        for finding in found
+    ]
