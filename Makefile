@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+FUZZ_READY := .venv/.fuzz-ready
 MODEL := .venv/demo/model
 BENCH_VENV := .venv/bench/venv
 BENCH_READY := $(BENCH_VENV)/.ready
@@ -28,7 +29,7 @@ demo: $(READY) $(MODEL) ## see mstore work on a real model (the first time: down
 test: $(READY) ## run the tests, less the slow ones
 	@$(PYTEST) -m 'not slow'
 
-test-slow: $(READY) ## run the slow tests: long matrices
+test-slow: $(FUZZ_READY) ## run the slow tests: long matrices, fuzzing
 	@$(PYTEST) -m slow
 
 lint: $(READY) ## check style and formatting
@@ -57,6 +58,10 @@ $(READY): pyproject.toml
 	@echo 'setting up .venv'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install -qq --editable '.[dev]'
+	@touch $@
+
+$(FUZZ_READY): $(READY)
+	@$(BIN)/python -m pip install -qq --editable '.[fuzz]'
 	@touch $@
 
 $(BENCH_READY): pyproject.toml

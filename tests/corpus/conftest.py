@@ -1,5 +1,6 @@
 """The corpus itself, made once for all tests that a process runs."""
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # its modules import each other by plain names
+
+# The models are small: on a busy machine more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
