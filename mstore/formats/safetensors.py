@@ -42,6 +42,8 @@ DTYPE_NAMES: dict[DType, str] = {
 _MAX_ENTRY = 4096  # characters of one tensor's {…}: 64 dimensions of 20 digits take 1500
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 _HEAD = re.compile(rb'.{8}[ \t\n\r]*\{[ \t\n\r]*["}]', re.DOTALL)
+_OFFSETS_KEY = b'"data_offsets"'
+_WINDOW = 1 << 20
 _WHITESPACE = " \t\n\r"
 _SPACES = re.compile(r"[ \t\n\r]*")
 _scan_string = json.JSONDecoder().raw_decode
@@ -89,7 +91,26 @@ def _read_header(reader: ByteReader) -> bytes:
     length = int.from_bytes(read_exactly(reader, 0, 8, "the header's length"), "little")
     if length > MAX_HEADER:
         raise LimitExceededError(f"its header claims {length} bytes; at most {MAX_HEADER} are read")
+    if length > _WINDOW and _count_tensors(reader, length) > MAX_TENSORS:
+        raise _too_many()
     return read_exactly(reader, 8, length, "its header")
+
+
+def _count_tensors(reader: ByteReader, length: int) -> int:
+    """Tensors that a long header names, counted before any of it is kept.
+
+    Escapes in a key can hide some, which are counted when they are parsed.
+    """
+    count, rest = 0, b""
+    for start in range(8, 8 + length, _WINDOW):
+        window = rest + reader.read(start, min(_WINDOW, 8 + length - start))
+        count += window.count(_OFFSETS_KEY)
+        rest = window[1 - len(_OFFSETS_KEY) :]
+    return count
+
+
+def _too_many() -> LimitExceededError:
+    return LimitExceededError(f"its header names more than {MAX_TENSORS} tensors")
 
 
 def _decode(header: bytes) -> str:
@@ -101,9 +122,6 @@ def _decode(header: bytes) -> str:
 
 def _parse_header(text: str, data_size: int) -> tuple[dict[str, str], list[tuple[int, Tensor]]]:
     """Metadata, and each tensor with its start counted from the end of the header."""
-    # A quick count first; the second check below cannot be fooled by escapes in the key.
-    if text.count('"data_offsets"') > MAX_TENSORS:
-        raise LimitExceededError(f"its header names more than {MAX_TENSORS} tensors")
     metadata: dict[str, str] = {}
     tensors: list[tuple[int, Tensor]] = []
     cursor = _Cursor(text)
@@ -114,7 +132,7 @@ def _parse_header(text: str, data_size: int) -> tuple[dict[str, str], list[tuple
                     raise LimitExceededError(f"its metadata has more than {MAX_METADATA} keys")
                 metadata[key] = cursor.string()
         elif len(tensors) == MAX_TENSORS:
-            raise LimitExceededError(f"its header names more than {MAX_TENSORS} tensors")
+            raise _too_many()
         else:
             tensors.append(_parse_entry(name, cursor.flat_object(), data_size))
     cursor.finish()
