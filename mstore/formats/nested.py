@@ -3,7 +3,8 @@
 A stored member that is such a file is described as that, through a window, and so on in archives
 in archives. Its tensors are called by the member and by their own name: `a/model.safetensors/w`.
 An npy file is called as in npz files: by the member without `.npy`, and it may be deflated, too.
-Other compressed members are opaque.
+Other compressed members are opaque; only their first bytes are inflated, to tell which are files
+of a known format.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +12,15 @@ from dataclasses import dataclass, replace
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
-from mstore.formats.base import HEAD_SIZE, Finding, Format, WindowReader, quote
+from mstore.formats.base import (
+    HEAD_SIZE,
+    BytesReader,
+    Finding,
+    Format,
+    WindowReader,
+    quote,
+)
+from mstore.formats.deflated import InflatedHead
 from mstore.formats.npy import PICKLED
 from mstore.formats.npz import OBJECTS, SUFFIX, read_member
 from mstore.formats.shifting import Contents, cover_all, shifted
@@ -25,6 +34,9 @@ MAX_MEMBERS = 20_000
 
 MAX_FILES = 256
 """Most members that are looked into as files of a known format."""
+
+MAX_HEADS = 1000
+"""Most compressed members of which the first bytes are inflated."""
 
 _MAX_TOLD = 2
 
@@ -49,8 +61,19 @@ class _Array:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Compressed:
+    """A file of a known format in an archive, of which nothing more is known."""
+
+    path: str
+    format: Format
+
+
+_Entry = _Found | _Array | _Compressed
+
+
 class ZipFormat(Format):
-    """An archive with at least one stored member of a known format besides npy."""
+    """An archive with at least one member of a known format besides npy."""
 
     name = "zip"
 
@@ -63,7 +86,7 @@ class ZipFormat(Format):
         if not head.startswith(zipdir.MAGIC):
             return False
         try:
-            return any(isinstance(one, _Found) for one in self._walk(reader).files())
+            return any(not isinstance(one, _Array) for one in self._walk(reader).files())
         except (FormatError, LimitExceededError):
             return False
 
@@ -77,17 +100,12 @@ class ZipFormat(Format):
         parts: list[Contents] = []
         notes: list[str] = []
         for one in walk.files():
-            try:
-                contents, note = _describe(one)
-            except (FormatError, LimitExceededError, UnsafeInputError) as error:
-                kind = one.format.name if isinstance(one, _Found) else "npy"
-                notes.append(f"{quote(one.path)} looks like {kind} but {error.message}")
-                continue
+            contents, note = _describe(one)
             parts.append(contents)
             if note:
-                notes.append(f"{quote(one.path)}: {note}")
+                notes.append(f"{quote(one.path)} {note}")
         if walk.compressed:
-            notes.append(f"{walk.compressed} compressed members are opaque bytes")
+            notes.append(f"opaque bytes for {walk.compressed} compressed members")
         if walk.left_out:
             notes.append(f"{walk.left_out} members are too many or too deep to be looked into")
         more = [f"and {len(notes) - _MAX_TOLD} more"] if len(notes) > _MAX_TOLD else []
@@ -97,12 +115,10 @@ class ZipFormat(Format):
     def findings(self, reader: ByteReader) -> list[Finding]:
         """What loading its members one by one would do."""
         walk = self._walk(reader)
-        found: list[Finding] = []
-        for one in walk.files():
-            found += _findings(one)
-        hidden = walk.compressed + walk.left_out
-        if hidden:
-            found.append(Finding("unknown", f"has {hidden} members that nobody looks into"))
+        found = [finding for one in walk.files() for finding in _findings(one)]
+        if walk.left_out:
+            what = f"has {walk.left_out} members that are too many or too deep to be looked into"
+            found.append(Finding("unknown", what))
         return found
 
     def _walk(self, reader: ByteReader) -> "_Walk":
@@ -119,8 +135,9 @@ class _Walk:
         self._reader = reader
         self._members = MAX_MEMBERS
         self._files = MAX_FILES
+        self._heads = MAX_HEADS
 
-    def files(self) -> Iterator[_Found | _Array]:
+    def files(self) -> Iterator[_Entry]:
         """The files of known formats in the archive and in those in it.
 
         Raises FormatError and LimitExceededError when the outermost is malformed or too large.
@@ -128,9 +145,7 @@ class _Walk:
         self._charge(self._reader)
         yield from self._archive(self._reader, "", 0, 1)
 
-    def _archive(
-        self, reader: ByteReader, path: str, offset: int, depth: int
-    ) -> Iterator[_Found | _Array]:
+    def _archive(self, reader: ByteReader, path: str, offset: int, depth: int) -> Iterator[_Entry]:
         """Those in the archive that `reader` reads, which lies at `offset` of the outermost."""
         for member in zipdir.read_members(reader):
             inner = f"{path}/{member.name}" if path else member.name
@@ -140,13 +155,12 @@ class _Walk:
                 yield _Array(inner.removesuffix(SUFFIX), reader, member, offset)
             elif member.method != zipdir.STORED:
                 self.compressed += 1
+                yield from self._compressed(reader, member, inner)
             else:
                 window = WindowReader(reader, member.data, member.size)
                 yield from self._file(window, inner, offset + member.data, depth)
 
-    def _file(
-        self, window: WindowReader, path: str, offset: int, depth: int
-    ) -> Iterator[_Found | _Array]:
+    def _file(self, window: WindowReader, path: str, offset: int, depth: int) -> Iterator[_Entry]:
         """What a stored member holds."""
         head = window.read(0, HEAD_SIZE)
         if head.startswith(zipdir.MAGIC):
@@ -173,7 +187,7 @@ class _Walk:
 
     def _inner_archive(
         self, window: WindowReader, head: bytes, path: str, offset: int, depth: int
-    ) -> list[_Found | _Array]:
+    ) -> list[_Entry]:
         """What an archive in an archive holds; nothing if it is none of this format."""
         if not head.startswith(zipdir.MAGIC):
             return []
@@ -184,7 +198,22 @@ class _Walk:
             found = list(self._archive(window, path, offset, depth + 1))
         except (FormatError, LimitExceededError):
             return []
-        return found if any(isinstance(one, _Found) for one in found) else []
+        return found if any(not isinstance(one, _Array) for one in found) else []
+
+    def _compressed(
+        self, reader: ByteReader, member: zipdir.Member, path: str
+    ) -> list[_Compressed]:
+        """A compressed member, if its first bytes look like a file of a known format."""
+        self._heads -= 1
+        if self._heads < 0:
+            return []
+        try:
+            head = InflatedHead(reader, member).read(0, HEAD_SIZE)
+        except (FormatError, LimitExceededError):
+            return []
+        known = (one for one in self._formats if one.name != ZipFormat.name)
+        alone = BytesReader(head)
+        return [_Compressed(path, one) for one in known if one.sniff(head, alone)][:1]
 
     def _charge(self, reader: ByteReader) -> None:
         """Count the members of an archive before they are read."""
@@ -193,12 +222,18 @@ class _Walk:
             raise LimitExceededError(f"it has more than {MAX_MEMBERS} members")
 
 
-def _describe(one: _Found | _Array) -> tuple[Contents, str | None]:
-    """The tensors of a file, in the archive around all."""
-    if isinstance(one, _Found):
-        layout, note = one.format.examine(one.window)
-        return shifted(layout, one.offset, one.path), note
-    found = read_member(one.archive, one.member, "")
+def _describe(one: _Entry) -> tuple[Contents, str | None]:
+    """The tensors of a file, by their places in the outermost archive, and what to tell of it."""
+    if isinstance(one, _Compressed):
+        return Contents(), f"looks like {one.format.name} but is compressed"
+    try:
+        if isinstance(one, _Found):
+            layout, note = one.format.examine(one.window)
+            return shifted(layout, one.offset, one.path), note and f"has {note}"
+        found = read_member(one.archive, one.member, "")
+    except (FormatError, LimitExceededError, UnsafeInputError) as error:
+        kind = one.format.name if isinstance(one, _Found) else "npy"
+        return Contents(), f"looks like {kind} but {error.message}"
     if isinstance(found, str):
         return Contents(), found or None
     # As a layout of its own it is moved like all others.
@@ -206,10 +241,12 @@ def _describe(one: _Found | _Array) -> tuple[Contents, str | None]:
     return shifted(part, one.offset, one.path), None
 
 
-def _findings(one: _Found | _Array) -> list[Finding]:
+def _findings(one: _Entry) -> list[Finding]:
     """What loading a file would do, by its place in the archive."""
     try:
-        if isinstance(one, _Found):
+        if isinstance(one, _Compressed):
+            found = [Finding("unknown", f"looks like {one.format.name} but is compressed")]
+        elif isinstance(one, _Found):
             found = one.format.findings(one.window)
         else:
             pickled = read_member(one.archive, one.member, "") == OBJECTS

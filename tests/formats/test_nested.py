@@ -171,14 +171,29 @@ def test_what_is_not_understood_is_told():
     text = (b"text", zipfile.ZIP_DEFLATED)
     cut = safetensors.numpy.save({"w": W, "x": W})[:-1]
     data = archive({"a": SAFETENSORS, "b": text, "c": (SAFETENSORS, zipfile.ZIP_DEFLATED)})
-    assert examine(data)[1] == "2 compressed members are opaque bytes"
-    assert findings(data) == [Finding("unknown", "has 2 members that nobody looks into")]
+    told = "'c' looks like safetensors but is compressed; opaque bytes for 2 compressed members"
+    assert examine(data)[1] == told
+    assert findings(data) == [Finding("unknown", "looks like safetensors but is compressed", "c")]
     data = archive({"a": SAFETENSORS, "bad": cut, "bad.npy": b"x", "o.npy": npy(np.array([None]))})
     layout, note = examine(data)
     assert [s.tensor.name for s in layout.segments if s.tensor] == ["a/w"]
     assert note.startswith("'bad' looks like safetensors but the data_offsets of ")
     assert note.endswith("; 'bad' looks like npy but in its member 'bad.npy', "
                          "the file ends inside its header; and 1 more")  # fmt: skip
+
+
+def test_compressed_files(arrays):
+    packed = archive({"m": SAFETENSORS, "t.pt": TORCH, "text": b"x"}, zipfile.ZIP_DEFLATED)
+    assert sniffed(packed)
+    assert arrays(packed) == {}
+    assert examine(packed)[1] == (
+        "'m' looks like safetensors but is compressed; 't.pt' looks like torch but is compressed; "
+        "and 1 more"
+    )
+    outer = archive({"p": packed})
+    assert sniffed(outer)
+    assert examine(outer)[1].startswith("'p/m' looks like safetensors but is compressed; ")
+    assert SAFETENSORS not in packed
 
 
 def test_findings_of_members():
@@ -201,7 +216,7 @@ def test_findings_of_members():
         NPZ,
         DEFLATED_NPZ,
         archive({"a.txt": b"x", "b.zip": archive({"c": b"y"})}),
-        archive({"a.npy": npy(W), "b": (SAFETENSORS, zipfile.ZIP_DEFLATED)}),
+        archive({"a.npy": npy(W), "b": (b"text", zipfile.ZIP_DEFLATED)}),
         archive({"a": b""}),
         archive({}),
         archive({"a": SAFETENSORS})[:-1],
@@ -236,6 +251,8 @@ def test_too_much(monkeypatch, arrays):
     monkeypatch.undo()
     monkeypatch.setattr(nested, "MAX_FILES", 2)
     assert set(arrays(data)) == {"a/w", "b/w"}
+    monkeypatch.setattr(nested, "MAX_HEADS", 0)
+    assert not sniffed(archive({"m": SAFETENSORS}, zipfile.ZIP_DEFLATED))
 
 
 def test_a_bomb_inside(arrays):
