@@ -369,7 +369,7 @@ def main() -> None:
     except MemoryError:
         report.add(limit="it needs more memory than the HDF5 library is given")
     except Exception as error:  # whatever the library says of a file that it cannot read
-        report.add(failed=f"{type(error).__name__}: {error}"[:300])
+        report.add(failed=str(error.args[0] if error.args else error)[:300])
     report.flush()
     send(b"d", 0, 0)
 

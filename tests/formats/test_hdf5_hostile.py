@@ -1,0 +1,270 @@
+"""HDF5 files that are made to do harm: each kind ends as it should, soon, and the file is stored."""
+
+import io
+import os
+import time
+
+import h5py
+import numpy as np
+import pytest
+from h5py import h5d, h5p, h5s, h5t, h5z
+
+from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
+from mstore.formats import hdf5_process
+from mstore.formats.base import BytesReader, Finding
+from mstore.formats.hdf5 import Hdf5Format
+
+SECONDS = 5
+
+
+def write(make, libver="earliest"):
+    data = io.BytesIO()
+    with h5py.File(data, "w", libver=libver) as file:
+        make(file)
+    return data.getvalue()
+
+
+def examine(data):
+    return Hdf5Format().examine(BytesReader(data))
+
+
+def findings(data):
+    return Hdf5Format().findings(BytesReader(data))
+
+
+@pytest.fixture(autouse=True)
+def _soon():
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < 3 * SECONDS  # a test makes several files
+
+
+class TestOtherFiles:
+    """Classes 31 and 32: a file that makes its reader open another."""
+
+    def test_external_link(self, tmp_path):
+        other = tmp_path / "other.h5"
+        other.write_bytes(write(lambda file: file.create_dataset("w", data=np.arange(3.0))))
+
+        def make(file):
+            file["fine"] = np.arange(3)
+            file["a/there"] = h5py.ExternalLink(os.fspath(other), "/w")
+
+        data = write(make)
+        with pytest.raises(UnsafeInputError, match=r"opens another file through a link.*a/there"):
+            examine(data)
+        assert findings(data) == [
+            Finding("dangerous", "opens another file through a link", "a/there")
+        ]
+
+    def test_link_of_an_unknown_kind(self):
+        def make(file):
+            file["e"] = h5py.ExternalLink("other.h5", "/w")
+
+        data = write(make)
+        # A link message: version, flags (a type is given), type, length of the name, name.
+        assert data.count(b"\x01\x08\x40\x01e") == 1
+        data = data.replace(b"\x01\x08\x40\x01e", b"\x01\x08\x80\x01e")
+        with pytest.raises(UnsafeInputError, match="only a plug-in knows"):
+            examine(data)
+        assert [found.danger for found in findings(data)] == ["unknown"]
+
+    def test_external_storage(self):
+        def make(file):
+            file.create_dataset("e", (4,), "f4", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+
+        data = write(make)
+        with pytest.raises(UnsafeInputError, match="reads data of a dataset from other files"):
+            examine(data)
+        assert [found.danger for found in findings(data)] == ["dangerous"]
+
+    def test_virtual_dataset(self, tmp_path):
+        other = tmp_path / "other.h5"
+        other.write_bytes(write(lambda file: file.create_dataset("w", data=np.arange(4.0))))
+        parts = h5py.VirtualLayout((4,), "f8", maxshape=(None,))
+        parts[:] = h5py.VirtualSource(other, "w", (4,), maxshape=(None,))
+        data = write(lambda file: file.create_virtual_dataset("v", parts), "latest")
+        with pytest.raises(UnsafeInputError, match="puts a dataset together from other files"):
+            examine(data)
+        assert [found.danger for found in findings(data)] == ["dangerous"]
+
+    def test_hazards_are_sorted_and_all_told(self):
+        def make(file):
+            for name in "cab":
+                file[name] = h5py.ExternalLink("x", "/")
+
+        assert [found.where for found in findings(write(make))] == ["a", "b", "c"]
+
+
+class TestTooMuch:
+    """Classes 33 and 34: links that never end, and more of anything than a file can hold."""
+
+    @pytest.mark.parametrize("libver", ["earliest", "latest"])
+    def test_cycles_of_links(self, libver):
+        def make(file):
+            for first in range(30):
+                for second in range(30):
+                    file[f"{first}/{second}"] = file["/"]
+            file["0/w"] = 1.0
+            file["soft"] = h5py.SoftLink("/soft")
+
+        layout, _ = examine(write(make, libver))
+        assert [s.tensor.name for s in layout.segments if s.tensor] == ["0/w"]
+
+    @pytest.mark.parametrize("libver", ["earliest", "latest"])
+    @pytest.mark.parametrize("depth", [200, 201, 5000])
+    def test_depth(self, libver, depth):
+        def make(file):
+            group = file
+            for _ in range(depth):
+                group = group.create_group("g")
+            group["w"] = 1.0
+
+        data = write(make, libver)
+        if depth == 200:
+            assert examine(data)[0].segments[1].tensor.name == "g/" * 200 + "w"
+        else:
+            with pytest.raises(LimitExceededError, match="nested more than 200 deep"):
+                examine(data)
+
+    def test_many_names_of_one_dataset(self):
+        def make(file):
+            file["w"] = np.arange(4.0)
+            for number in range(5000):
+                file[f"{number}"] = file["w"]
+
+        layout, _ = examine(write(make, "latest"))
+        assert len(layout.views) == 5000
+
+    def test_more_chunks_than_a_list_can_hold(self):
+        with pytest.raises(LimitExceededError, match="chunks"):
+            examine(write(lambda file: file.create_dataset("w", (1 << 40,), "f4", chunks=(1,))))
+
+    @pytest.mark.parametrize("chunks", [None, (1 << 20,)])
+    def test_much_more_data_than_the_file_has(self, chunks):
+        def make(file):
+            file.create_dataset("w", (1 << 38,), "f4", chunks=chunks)
+
+        with pytest.raises(LimitExceededError, match="would take"):
+            examine(write(make))
+
+    def test_compressed_bomb_is_not_inflated(self):
+        def make(file):
+            zeros = np.zeros(1 << 24, np.uint8)
+            file.create_dataset("w", data=zeros, chunks=(1 << 24,), compression="gzip")
+
+        layout, note = examine(write(make))
+        assert not layout.views
+        assert note == "opaque bytes for 1 of 1 datasets: 1 compressed"
+
+    @pytest.mark.parametrize("number", [32001, 32015, 256, 12345])
+    def test_filter_that_is_a_plug_in(self, number):
+        def make(file):
+            settings = h5p.create(h5p.DATASET_CREATE)
+            settings.set_chunk((4,))
+            settings.set_filter(number, h5z.FLAG_OPTIONAL, (1, 2))
+            h5d.create(file.id, b"w", h5t.IEEE_F32LE, h5s.create_simple((4,)), settings)
+
+        data = write(make)
+        with pytest.raises(UnsafeInputError, match=r"needs a plug-in to read a dataset.*'w'"):
+            examine(data)
+        assert findings(data) == [Finding("unknown", "needs a plug-in to read a dataset", "w")]
+
+    def test_long_attribute_is_not_taken_for_a_model(self):
+        def make(file):
+            file.attrs["model_config"] = "x" * (17 << 20)
+
+        with pytest.raises(LimitExceededError, match="model_config has more than"):
+            examine(write(make, "latest"))
+
+    def test_it_needs_too_much_memory(self):
+        """A text of 2 GiB, of which the file has but the length."""
+
+        def make(file):
+            file.attrs["model_config"] = "y" * 50_000
+
+        data = write(make)
+        # The text lies in a heap; its length stands before that.
+        text, size = data.index(b"y" * 50_000), data.index((50_000).to_bytes(4, "little"))
+        assert size < text
+        vast = data[:size] + (2**31).to_bytes(4, "little") + data[size + 4 :]
+        with pytest.raises(FormatError, match="memory allocation failed"):
+            examine(vast)
+
+
+def sample(libver):
+    """A file with some of everything."""
+
+    def make(file):
+        file["a/b/w"] = np.arange(6.0)
+        file["a/again"] = file["a/b/w"]
+        file["big"] = np.arange(5, dtype=">i2")
+        data = np.arange(30, dtype="f4").reshape(5, 6)
+        file.create_dataset("tiles", data=data, chunks=(2, 4), maxshape=(None, 6))
+        file.create_dataset("fixed", data=data, chunks=(2, 4))
+        file.create_dataset("gzip", data=data, chunks=(2, 4), compression="gzip")
+        file.create_dataset("never", (3,), "f4", fillvalue=2)
+        file["marked"] = np.zeros(2, "u2")
+        file["marked"].attrs["dtype"] = "bfloat16"
+        file["bool"], file["complex"], file["text"] = [True], [1j], "text"
+        file.attrs["model_config"] = '{"class_name": "Dense"}'
+        for number in range(20):
+            file[f"many/{number}"] = number
+
+    return write(make, libver)
+
+
+def outcome(data):
+    """What becomes of a file: a layout that covers it, or the name of the error."""
+    reader = BytesReader(data)
+    started = time.monotonic()
+    try:
+        layout, _ = Hdf5Format().examine(reader)
+    except MstoreError as error:
+        return type(error).__name__
+    finally:
+        assert time.monotonic() - started < SECONDS
+    assert sum(segment.length for segment in layout.segments) == len(data)
+    return "layout"
+
+
+def damaged(libver, count):
+    """Copies of a small file, each with up to three bytes changed."""
+    data, random = sample(libver), np.random.default_rng([3, len(libver)])
+    for _ in range(count):
+        copy = bytearray(data)
+        for _ in range(random.integers(1, 4)):
+            at = random.integers(len(copy))
+            copy[at] = random.choice(
+                [0, 255, random.integers(256), copy[at] ^ 1 << random.integers(8)]
+            )
+        yield bytes(copy)
+
+
+class TestDamage:
+    """Class 35: whatever is wrong inside, it ends in a layout or in an error of ours."""
+
+    @pytest.mark.parametrize("libver", ["earliest", "latest"])
+    def test_changed_bytes(self, libver):
+        found = {outcome(data) for data in damaged(libver, 40)}
+        assert {"layout", "FormatError"} <= found <= {"layout", "FormatError", "LimitExceededError"}
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("libver", ["earliest", "latest"])
+    def test_many_changed_bytes(self, libver):
+        for data in damaged(libver, 1000):
+            outcome(data)
+
+    @pytest.mark.parametrize("libver", ["earliest", "latest"])
+    def test_cut_off(self, libver):
+        data = sample(libver)
+        for length in np.linspace(8, len(data) - 1, 12, dtype=int):
+            assert outcome(data[:length]) == "FormatError"
+        assert outcome(data + bytes(100)) == "layout"
+
+    def test_the_library_dies(self, monkeypatch, tmp_path):
+        path = tmp_path / "worker.py"
+        path.write_text("import os, signal\nos.read(0, 8)\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+        monkeypatch.setattr(hdf5_process, "_WORKER", path)
+        with pytest.raises(FormatError, match="the HDF5 library failed on it"):
+            examine(sample("latest"))
