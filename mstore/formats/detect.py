@@ -6,11 +6,13 @@ from mstore.formats.companion import Companion
 from mstore.formats.flax import FlaxFormat
 from mstore.formats.gguf import GgufFormat
 from mstore.formats.hdf5 import Hdf5Format
+from mstore.formats.joblib import JoblibFormat
 from mstore.formats.keras import KerasFormat
 from mstore.formats.nested import ZipFormat
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
+from mstore.formats.pickles import PickleFormat
 from mstore.formats.safetensors import SafetensorsFormat
 from mstore.formats.savedmodel import SavedModelFormat
 from mstore.formats.tensorbundle import TensorBundleCompanion, TensorflowIndexFormat
@@ -29,6 +31,8 @@ FORMATS: list[Format] = [
     SavedModelFormat(),
     OnnxFormat(),
     Hdf5Format(),
+    JoblibFormat(),
+    PickleFormat(),
     FlaxFormat(),
 ]
 """Every known format; the first whose `sniff` says yes describes the file.

@@ -2,6 +2,9 @@
 
 Protocol 0 writes lines of text, the others binary numbers, little-endian but for floats, and
 strings after their length. Source: Python's `pickletools`.
+
+The file is read in windows, and what is long is stepped over: of a large file with large arrays
+only the opcodes are read.
 """
 
 import re
@@ -9,51 +12,97 @@ import struct
 from codecs import raw_unicode_escape_decode
 
 from mstore.errors import FormatError, LimitExceededError
+from mstore.formats.pickle_values import Chars, Code, Text
+from mstore.layout import ByteReader
 
-MAX_STRING = 16 * 1024 * 1024
-"""Most bytes of one string."""
+MAX_TEXT = 4096
+"""Most bytes of a text that is read; a longer one is known by its place only."""
+
+MAX_LINE = 1 << 30
+"""Most bytes of a line of text that is stepped over, for which all of it is read."""
 
 _MAX_INTEGER = 256  # bytes; numbers of as many digits still print under any setting of Python
 _MAX_DIGITS = 600
+_WINDOW, _MAX_WINDOW = 1 << 12, 1 << 18
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
-_QUOTED = re.compile(rb"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+_QUOTED = re.compile(rb"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = dict(zip(b"\\'\"abfnrtv", b"\\'\"\a\b\f\n\r\t\v", strict=True))
 
 
 class Arguments:
-    """A pickle's bytes, read from `at` on; every method steps over what it returns.
+    """A pickle's bytes, read one after another; every method steps over what it returns.
 
-    All raise FormatError for what is cut short or no value of its kind, LimitExceededError for
-    what is too long.
+    `window` is what was read of the file, from its byte `start` on; `at` is the place in it. With
+    `has_bytes`, as from protocol 3 on, text never stands for bytes.
+
+    All methods raise FormatError for what is cut short or no value of its kind, LimitExceededError
+    for what is too long.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, reader: ByteReader, start: int = 0, end: int | None = None) -> None:
+        """The bytes from `start` to `end` of a file, by default all of it."""
+        self._reader = reader
+        self._end = reader.size if end is None else end
+        self._step = _WINDOW
+        self.window = b""
+        self.start = start
         self.at = 0
-        self._data = data
+        self.has_bytes = False
+
+    @property
+    def position(self) -> int:
+        """The place in the file."""
+        return self.start + self.at
+
+    @property
+    def left(self) -> int:
+        """How many bytes there are from here to the end."""
+        return self._end - self.position
 
     def fail(self, why: str) -> FormatError:
-        """An error that tells where in the pickle it is."""
-        return FormatError(f"its pickle {why} at byte {self.at}")
+        """An error that tells where in the file it is."""
+        return FormatError(f"its pickle {why} at byte {self.position}")
 
     def need(self, size: int) -> int:
         """`size`, if as many bytes are left."""
-        if not 0 <= size <= len(self._data) - self.at:
+        if not 0 <= size <= self.left:
             raise self.fail("is cut short")
         return size
 
+    def fill(self, size: int) -> None:
+        """Have at least `size` bytes from here on in the window."""
+        rest = self.window[self.at :]
+        length = min(max(self.need(size), self._step), self.left) - len(rest)
+        more = self._reader.read(self.position + len(rest), length)
+        if len(rest) + len(more) < size:
+            raise self.fail("is cut short")
+        self.window, self.start, self.at = rest + more, self.position, 0
+        self._step = min(4 * self._step, _MAX_WINDOW)
+
+    def skip(self, size: int) -> None:
+        """Step over `size` bytes without reading them."""
+        self.at += self.need(size)
+        if self.at > len(self.window):
+            self.window, self.start, self.at = b"", self.position, 0
+            self._step = _WINDOW
+
     def take(self, size: int) -> bytes:
         """The next `size` bytes."""
+        if self.at + size > len(self.window):
+            self.fill(size)
         end = self.at + size
-        if end > len(self._data):
-            raise self.fail("is cut short")
-        taken = self._data[self.at : end]
+        taken = self.window[self.at : end]
         self.at = end
         return taken
 
     def u8(self) -> int:
         """An unsigned byte."""
-        return self.take(1)[0]
+        if self.at == len(self.window):
+            self.fill(1)
+        byte = self.window[self.at]
+        self.at += 1
+        return byte
 
     def u16(self) -> int:
         """An unsigned number of two bytes."""
@@ -87,14 +136,14 @@ class Arguments:
         number: float = struct.unpack(">d", self.take(8))[0]
         return number
 
-    def line(self, limit: int = MAX_STRING) -> bytes:
+    def line(self, limit: int = MAX_TEXT) -> bytes:
         """The bytes up to the end of the line, at most `limit`."""
-        end = self._data.find(b"\n", self.at, self.at + limit + 1)
-        if end < 0 and len(self._data) - self.at > limit:
-            raise LimitExceededError(f"its pickle has a line of more than {limit} bytes")
-        if end < 0:
-            raise self.fail("is cut short")
-        line = self._data[self.at : end]
+        while (end := self.window.find(b"\n", self.at, self.at + limit + 1)) < 0:
+            have = len(self.window) - self.at
+            if have > limit:
+                raise LimitExceededError(f"its pickle has a line of more than {limit} bytes")
+            self.fill(have + 1)
+        line = self.window[self.at : end]
         self.at = end + 1
         return line
 
@@ -114,8 +163,11 @@ class Arguments:
 
     def float_line(self) -> float:
         """A decimal number with a point, or a special value."""
+        line = self.line(_MAX_DIGITS)
         try:
-            return float(self.line(_MAX_DIGITS))
+            if b"_" in line:  # which Python's own reader takes, but never writes
+                raise ValueError
+            return float(line)
         except ValueError:
             raise self.fail("has a number that is none") from None
 
@@ -126,12 +178,18 @@ class Arguments:
             raise self.fail("has a memo entry without a number")
         return int(line)
 
-    def string_line(self) -> str | bytes:
+    def string_line(self) -> str | Chars:
         """A string of Python 2 in quotes."""
-        line = self.line().strip()
+        place = self._long_line("quoted")
+        if isinstance(place, Chars):
+            return place
+        line = place.strip()
         if not _QUOTED.fullmatch(line):
             raise self.fail("has a string without its quotes")
-        return _old(_ESCAPE.sub(self._unescape, line[1:-1]))
+        code: Code = "quoted" if b"\\" in line else "raw"
+        inner = line[1:-1]
+        start = self.position - len(place.lstrip())
+        return _old(_ESCAPE.sub(self._unescape, inner), code, start, len(inner))
 
     def _unescape(self, match: re.Match[bytes]) -> bytes:
         escape = match[1]
@@ -143,44 +201,66 @@ class Arguments:
             return bytes([int(escape, 8) & 0xFF])
         return bytes([_ESCAPES[escape[0]]]) if escape[0] in _ESCAPES else match[0]
 
-    def string1(self) -> str | bytes:
+    def string1(self) -> str | Chars:
         """A string of Python 2 after its length in one byte."""
-        return _old(self.bytes1())
+        return self._old_string(self.u8())
 
-    def string4(self) -> str | bytes:
+    def string4(self) -> str | Chars:
         """A string of Python 2 after its length in four bytes."""
-        return _old(self._chars(self.i32()))
+        return self._old_string(self.i32())
 
-    def text_line(self) -> str:
+    def _old_string(self, size: int) -> str | Chars:
+        if self.need(size) > MAX_TEXT:
+            return self._bytes(size)
+        offset = self.position
+        return _old(self.take(size), "raw", offset, size)
+
+    def text_line(self) -> str | Chars:
         """Latin-1 text with escapes for all else."""
+        line = self._long_line("escaped")
+        if isinstance(line, Chars):
+            return line
         try:
-            return raw_unicode_escape_decode(self.line())[0]
+            text = raw_unicode_escape_decode(line)[0]
         except UnicodeDecodeError:
             raise self.fail("has a string with a bad escape") from None
+        return _placed(text, "escaped", self.position - 1 - len(line), len(line))
+
+    def _long_line(self, code: Code) -> bytes | Chars:
+        """A line, or its place if it is long."""
+        start = self.position
+        have = min(MAX_TEXT + 1, self.left)
+        if self.at + have > len(self.window):
+            self.fill(have)
+        if self.window.find(b"\n", self.at, self.at + MAX_TEXT + 1) >= 0:
+            return self.line()
+        while (end := self.window.find(b"\n", self.at)) < 0:
+            self.at = len(self.window)
+            if self.position - start > MAX_LINE:
+                raise LimitExceededError(f"its pickle has a line of more than {MAX_LINE} bytes")
+            self.fill(1)
+        length = self.start + end - start
+        self.at = end + 1
+        return Chars(code, start, length)
 
     def text1(self) -> str:
         """Text in UTF-8 after its length in one byte."""
-        return self.text(self.bytes1())
+        return self.text(self.take(self.u8()))
 
-    def text4(self) -> str:
+    def text4(self) -> str | Chars:
         """Text in UTF-8 after its length in four bytes."""
-        return self.text(self.bytes4())
+        return self._text(self.u32())
 
-    def text8(self) -> str:
+    def text8(self) -> str | Chars:
         """Text in UTF-8 after its length in eight bytes."""
-        return self.text(self.bytes8())
+        return self._text(self.u64())
 
-    def bytes1(self) -> bytes:
-        """Bytes after their length in one byte."""
-        return self._chars(self.u8())
-
-    def bytes4(self) -> bytes:
-        """Bytes after their length in four bytes."""
-        return self._chars(self.u32())
-
-    def bytes8(self) -> bytes:
-        """Bytes after their length in eight bytes."""
-        return self._chars(self.u64())
+    def _text(self, size: int) -> str | Chars:
+        if self.need(size) > MAX_TEXT:
+            return self._bytes(size, "utf8")
+        offset = self.position
+        text = self.text(self.take(size))
+        return text if self.has_bytes else _placed(text, "utf8", offset, size)
 
     def text(self, raw: bytes) -> str:
         """UTF-8 as text, with lone surrogates as Python allows them."""
@@ -189,15 +269,33 @@ class Arguments:
         except UnicodeDecodeError:
             raise self.fail("has a string that is not UTF-8") from None
 
-    def _chars(self, size: int) -> bytes:
-        if self.need(size) > MAX_STRING:
-            raise LimitExceededError(f"its pickle has a string of {size} bytes")
-        return self.take(size)
+    def bytes1(self) -> Chars:
+        """Bytes after their length in one byte."""
+        return self._bytes(self.u8())
+
+    def bytes4(self) -> Chars:
+        """Bytes after their length in four bytes."""
+        return self._bytes(self.u32())
+
+    def bytes8(self) -> Chars:
+        """Bytes after their length in eight bytes."""
+        return self._bytes(self.u64())
+
+    def _bytes(self, size: int, code: Code = "raw") -> Chars:
+        chars = Chars(code, self.position, self.need(size))
+        self.skip(size)
+        return chars
 
 
-def _old(raw: bytes) -> str | bytes:
+def _old(raw: bytes, code: Code, offset: int, length: int) -> str | Chars:
     """A string of Python 2: text where it is UTF-8, else bytes."""
     try:
-        return raw.decode("utf-8")
+        return _placed(raw.decode("utf-8"), code, offset, length)
     except UnicodeDecodeError:
-        return raw
+        return Chars(code, offset, length)
+
+
+def _placed(text: str, code: Code, offset: int, length: int) -> Text:
+    placed = Text(text)
+    placed.code, placed.offset, placed.length = code, offset, length
+    return placed

@@ -5,267 +5,191 @@ those that would look up or call something only note what they were given, see
 `mstore.formats.pickle_values`. What is used twice is shared and never copied, so the values may
 be cyclic, and reach one thing on very many ways: whoever follows them must keep count of what was
 seen. Source: the tables of Python's `pickletools`, and PEPs 307, 3154 and 574.
+
+Files of joblib are pickles with the bytes of arrays between the opcodes: see `Inline`.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from mstore.errors import LimitExceededError, UnsafeInputError
+from mstore.formats.base import BytesReader
 from mstore.formats.pickle_arguments import Arguments
+from mstore.formats.pickle_inline import is_wrapper, read_inline
+from mstore.formats.pickle_stack import VALUE, Account, Stack, new_account
 from mstore.formats.pickle_values import (
     Call,
     Dict,
     Extension,
     Global,
+    Inline,
     OutOfBand,
-    Pair,
     Persistent,
     Set,
 )
-
-MAX_OPCODES = 8_000_000
-"""Most opcodes of a pickle; a tensor takes about 60."""
-
-MAX_MEMORY = 256 * 1024 * 1024
-"""Most bytes that the values may take, roughly; a tensor takes about 1500."""
-
-MAX_MARKS = 10_000
-"""Most marks at a time: how deeply values can be nested that are made from their members."""
+from mstore.ids import Buffer
 
 _MAX_NAME = 4096  # characters of a module and a name in it
 _MAX_PROTOCOL = 5
-_STOP = ord(".")
+_STOP, _FLOAT = ord("."), ord("G")
 _NO_FRAME = sys.maxsize
-_VALUE, _CALL, _MEMO = 112, 376, 112  # bytes that a value, a call and a memo entry take
+_CALL = 384  # bytes that a call takes
+_RUN = 1024  # floats that are stepped over at once
+_UNREAD = [0.0]  # what stands for each of many floats in a row, whose values nobody asks for
 
 
-def walk(data: bytes) -> object:
+def walk(data: Buffer) -> object:
     """The value that a pickle describes; what follows the pickle in `data` is not looked at.
 
-    Strings of Python 2 become text where they are UTF-8, else bytes; byte arrays become bytes.
+    Strings of Python 2 become text where they are UTF-8; bytes are told by their place in `data`.
 
     Raises FormatError for what is no pickle, LimitExceededError for one that is unreasonably
     large, UnsafeInputError for one that would change what it has not made.
     """
-    arguments = Arguments(data)
+    reader = BytesReader(data)
+    return walk_next(Arguments(reader), new_account(reader.size))
+
+
+def walk_next(arguments: Arguments, account: Account, *, inline: bool = False) -> object:
+    """The value of the pickle that starts where `arguments` are; they then are at its end.
+
+    What it names and calls is noted in `account`, also when an error is raised. With `inline` there
+    may be arrays of joblib between the opcodes. Raises as `walk` does.
+    """
     try:
-        return _Machine(arguments).run(data)
+        return _Machine(arguments, account, inline=inline).run()
     except IndexError:
-        # Both the stack and the data are lists to take from; asking first would take longer.
-        lacks = "opcodes" if arguments.at >= len(data) else "values"
-        raise arguments.fail(f"runs out of {lacks}") from None
+        # The stack is a list to take from; asking first would take longer.
+        raise arguments.fail("runs out of values") from None
 
 
-class _Machine:
+class _Machine(Stack):
     """The methods are the opcodes that do more than to push what is written after them."""
 
-    def __init__(self, arguments: Arguments) -> None:
-        self._arguments = arguments
-        self._stack: list[object] = []  # what was pushed since the last mark
-        self._marked: list[list[object]] = []  # what was pushed before each mark
-        self._memo: dict[int, object] = {}
+    def __init__(self, arguments: Arguments, account: Account, *, inline: bool) -> None:
+        super().__init__(arguments, account)
+        self._inline = inline
         self._frame_end = _NO_FRAME
-        self._memory = 0
 
-    def run(self, data: bytes) -> object:
+    def run(self) -> object:
         """The value on top when the pickle stops."""
-        arguments = self._arguments
-        for _ in range(MAX_OPCODES):
-            opcode = data[arguments.at]
+        arguments = self.arguments
+        for _ in range(self.account.opcodes):
+            self.account.opcodes -= 1
+            if arguments.at == len(arguments.window):
+                arguments.fill(1)
+            opcode = arguments.window[arguments.at]
             arguments.at += 1
-            if read := _PLAIN.get(opcode):
+            if read := _PLAIN[opcode]:
+                self.turn += 1
                 value = read(arguments)
-                self._push(value, sys.getsizeof(value))
-            elif act := _ACTS.get(opcode):
+                self.push(value, sys.getsizeof(value))
+            elif act := _ACTS[opcode]:
+                self.turn += 1
+                act(self)
+            elif act := _LISTS[opcode]:
                 act(self)
             elif opcode != _STOP:
                 raise arguments.fail(f"has the unknown opcode {opcode:#04x}")
-            if arguments.at >= self._frame_end:
+            if arguments.start + arguments.at >= self._frame_end:
                 self._leave_frame()
             if opcode == _STOP:
-                return self._stack.pop()
-        raise LimitExceededError(f"its pickle has more than {MAX_OPCODES} opcodes")
-
-    def _push(self, value: object, size: int = _VALUE) -> None:
-        self._charge(size)
-        self._stack.append(value)
-
-    def _charge(self, size: int) -> None:
-        self._memory += size
-        if self._memory > MAX_MEMORY:
-            raise LimitExceededError(f"the values of its pickle take more than {MAX_MEMORY} bytes")
+                return self.values.pop()
+        raise LimitExceededError("its pickle has too many opcodes")
 
     def protocol(self) -> None:
-        if (version := self._arguments.u8()) > _MAX_PROTOCOL:
-            raise self._arguments.fail(f"has the unknown protocol {version}")
+        if (version := self.arguments.u8()) > _MAX_PROTOCOL:
+            raise self.arguments.fail(f"has the unknown protocol {version}")
+        self.arguments.has_bytes = version >= 3
 
     def frame(self) -> None:
-        size = self._arguments.u64()
+        size = self.arguments.u64()
         if self._frame_end != _NO_FRAME:
-            raise self._arguments.fail("has a frame inside another")
-        self._arguments.need(size)
-        self._frame_end = self._arguments.at + size
+            raise self.arguments.fail("has a frame inside another")
+        self.arguments.need(size)
+        self._frame_end = self.arguments.position + size
 
     def _leave_frame(self) -> None:
-        if self._arguments.at > self._frame_end:
-            raise self._arguments.fail("has an opcode that crosses the end of its frame")
+        if self.arguments.position > self._frame_end:
+            raise self.arguments.fail("has an opcode that crosses the end of its frame")
         self._frame_end = _NO_FRAME
 
-    # The stack and the memo.
+    # Floats.
 
-    def mark(self) -> None:
-        if len(self._marked) == MAX_MARKS:
-            raise LimitExceededError(f"its pickle has more than {MAX_MARKS} marks at a time")
-        self._charge(_VALUE)
-        self._marked.append(self._stack)
-        self._stack = []
-
-    def _since_mark(self) -> list[object]:
-        """What was pushed since the last mark; both are gone then."""
-        members = self._stack
-        self._stack = self._marked.pop()
-        return members
-
-    def pop_mark(self) -> None:
-        self._since_mark()
-
-    def pop(self) -> None:
-        if self._stack:
-            self._stack.pop()
+    def float8(self) -> None:
+        """One, or as many as there are of this opcode in a row."""
+        arguments, at = self.arguments, self.arguments.at - 1
+        offset, window = arguments.start + at, arguments.window
+        opcodes = window[at : at + 9 * _RUN : 9]
+        room = min(len(window) - at, self._frame_end - offset) // 9
+        count = min(len(opcodes) - len(opcodes.lstrip(b"G")), room)
+        if count < 2:
+            self.push_floats([arguments.f64()], offset)
         else:
-            self._since_mark()
+            arguments.at = at + 9 * count
+            self.push_floats(_UNREAD * count, offset + 9 * (count - 1))
 
-    def duplicate(self) -> None:
-        self._stack.append(self._stack[-1])
+    def float_line(self) -> None:
+        offset = self.arguments.position - 1
+        self.push_floats([self.arguments.float_line()], offset)
 
-    def read_only(self) -> None:
-        """Needs a buffer and changes nothing here."""
-        self._stack.append(self._stack.pop())
-
-    def _get(self, index: int) -> None:
-        if index not in self._memo:
-            raise self._arguments.fail(f"asks for what it has not put in the memo at {index}")
-        self._stack.append(self._memo[index])
-
-    def _put(self, index: int) -> None:
-        self._charge(_MEMO)
-        self._memo[index] = self._stack[-1]
-
-    def get_line(self) -> None:
-        self._get(self._arguments.index_line())
-
-    def get1(self) -> None:
-        self._get(self._arguments.u8())
-
-    def get4(self) -> None:
-        self._get(self._arguments.u32())
-
-    def put_line(self) -> None:
-        self._put(self._arguments.index_line())
-
-    def put1(self) -> None:
-        self._put(self._arguments.u8())
-
-    def put4(self) -> None:
-        self._put(self._arguments.u32())
-
-    def memoize(self) -> None:
-        self._put(len(self._memo))
-
-    # Lists, tuples, dictionaries and sets.
-
-    def empty_list(self) -> None:
-        self._push([])
-
-    def list_of(self) -> None:
-        self._push(self._since_mark())
-
-    def empty_tuple(self) -> None:
-        self._stack.append(())
-
-    def tuple_of(self) -> None:
-        self._push(tuple(self._since_mark()))
-
-    def tuple1(self) -> None:
-        self._push((self._stack.pop(),))
-
-    def tuple2(self) -> None:
-        second, first = self._stack.pop(), self._stack.pop()
-        self._push((first, second))
-
-    def tuple3(self) -> None:
-        third, second, first = self._stack.pop(), self._stack.pop(), self._stack.pop()
-        self._push((first, second, third))
+    # Dictionaries and sets.
 
     def empty_dict(self) -> None:
-        self._push(Dict([]))
+        self.push(Dict([]))
 
     def dict_of(self) -> None:
-        self._push(Dict(self._pairs(self._since_mark())))
+        members = self.pop_to_mark()
+        self.push(made := Dict([]))
+        self.add_pairs(made.pairs, members)
 
     def empty_set(self) -> None:
-        self._push(Set([]))
+        self.push(Set([]))
 
     def set_of(self) -> None:
-        self._push(Set(self._since_mark()))
-
-    def append(self) -> None:
-        self._extend([self._stack.pop()])
-
-    def appends(self) -> None:
-        self._extend(self._since_mark())
-
-    def _extend(self, members: list[object]) -> None:
-        target = self._stack[-1]
-        if isinstance(target, Call):
-            target = target.elements
-        if not isinstance(target, list):
-            raise self._unsafe("appends to what is no list")
-        self._charge(8 * len(members))
-        target.extend(members)
+        self.push(Set(self.pop_to_mark()))
 
     def add_items(self) -> None:
-        members = self._since_mark()
-        target = self._stack[-1]
+        members = self.pop_to_mark()
+        target = self.values[-1]
         if not isinstance(target, Set | Call):
             raise self._unsafe("adds to what is no set")
-        self._charge(8 * len(members))
+        self.charge(8 * len(members))
         (target.elements if isinstance(target, Call) else target.members).extend(members)
 
     def set_item(self) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
+        value, key = self.values.pop(), self.values.pop()
         self._set_items([key, value])
 
     def set_items(self) -> None:
-        self._set_items(self._since_mark())
+        self._set_items(self.pop_to_mark())
 
     def _set_items(self, flat: list[object]) -> None:
-        pairs = self._pairs(flat)
-        target = self._stack[-1]
+        target = self.values[-1]
         if not isinstance(target, Dict | Call):
             raise self._unsafe("sets items of what is no dictionary")
-        target.pairs.extend(pairs)
+        self.add_pairs(target.pairs, flat)
 
-    def _pairs(self, flat: Sequence[object]) -> list[Pair]:
-        if len(flat) % 2:
-            raise self._arguments.fail("has a key without a value")
-        self._charge(40 * len(flat))
-        return list(zip(flat[::2], flat[1::2], strict=True))
+    def elements_of(self, value: object) -> list[object]:
+        found = value.elements if isinstance(value, Call) else value
+        if not isinstance(found, list):
+            raise self._unsafe("appends to what is no list")
+        return found
 
     # What would look up, call or load something.
 
     def _unsafe(self, what: str) -> UnsafeInputError:
-        return UnsafeInputError(f"its pickle {what} at byte {self._arguments.at}")
+        return UnsafeInputError(f"its pickle {what} at byte {self.arguments.position}")
 
     def global_line(self) -> None:
         self._push_global(*self._global_name())
 
     def _global_name(self) -> tuple[str, str]:
-        arguments = self._arguments
+        arguments = self.arguments
         return arguments.text(arguments.line()), arguments.text(arguments.line())
 
     def stack_global(self) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
+        name, module = self.values.pop(), self.values.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise self._unsafe("looks up a name that is no text")
         self._push_global(module, name)
@@ -273,61 +197,87 @@ class _Machine:
     def _push_global(self, module: str, name: str) -> None:
         if len(module) + len(name) > _MAX_NAME:
             raise LimitExceededError(f"its pickle has a global name beyond {_MAX_NAME} characters")
-        self._push(Global(module, name), _VALUE + sys.getsizeof(module) + sys.getsizeof(name))
+        found = Global(module, name)
+        self.note_name(found)
+        self.push(found, VALUE + sys.getsizeof(module) + sys.getsizeof(name))
 
     def extension1(self) -> None:
-        self._push(Extension(self._arguments.u8()))
+        self._push_extension(self.arguments.u8())
 
     def extension2(self) -> None:
-        self._push(Extension(self._arguments.u16()))
+        self._push_extension(self.arguments.u16())
 
     def extension4(self) -> None:
-        self._push(Extension(self._arguments.i32()))
+        self._push_extension(self.arguments.i32())
+
+    def _push_extension(self, code: int) -> None:
+        self.note("takes a class from a registry that the file is not part of")
+        self.push(Extension(code))
 
     def next_buffer(self) -> None:
-        self._push(OutOfBand())
+        self.push(OutOfBand())
 
     def persistent_line(self) -> None:
-        self._push(Persistent(self._arguments.text(self._arguments.line())))
+        self._push_persistent(self.arguments.text(self.arguments.line()))
 
     def persistent(self) -> None:
-        self._push(Persistent(self._stack.pop()))
+        self._push_persistent(self.values.pop())
+
+    def _push_persistent(self, identifier: object) -> None:
+        self.note("asks whoever loads it for objects that are kept elsewhere")
+        self.push(Persistent(identifier))
 
     def reduce(self) -> None:
-        arguments, function = self._stack.pop(), self._stack.pop()
+        arguments, function = self.values.pop(), self.values.pop()
         self._push_call(function, arguments)
 
     def new_object_with_keywords(self) -> None:
-        keywords, arguments, function = self._stack.pop(), self._stack.pop(), self._stack.pop()
+        keywords, arguments, function = self.values.pop(), self.values.pop(), self.values.pop()
         self._push_call(function, arguments, keywords)
 
     def instance_line(self) -> None:
         module, name = self._global_name()
-        members = self._since_mark()
+        members = self.pop_to_mark()
         self._push_global(module, name)
-        self._push_call(self._stack.pop(), tuple(members))
+        self._push_call(self.values.pop(), tuple(members))
 
     def instance_of(self) -> None:
-        function, *arguments = self._since_mark() or [None]
+        function, *arguments = self.pop_to_mark() or [None]
         self._push_call(function, tuple(arguments))
 
     def _push_call(self, function: object, arguments: object, keywords: object = None) -> None:
         if not isinstance(function, Global | Call | Extension | Persistent):
             raise self._unsafe("calls what cannot be called")
         if not isinstance(arguments, tuple) or not isinstance(keywords, Dict | None):
-            raise self._arguments.fail("calls something with no arguments to speak of")
-        self._push(Call(function, arguments, keywords), _CALL)
+            raise self.arguments.fail("calls something with no arguments to speak of")
+        made = Call(function, arguments, keywords, at=self.arguments.position - 1)
+        self.note_call(made)
+        self.push(made, _CALL)
 
     def build(self) -> None:
-        state, target = self._stack.pop(), self._stack[-1]
+        state, target = self.values.pop(), self.values[-1]
         if not isinstance(target, Call):
             raise self._unsafe("sets attributes of what it has not made")
-        self._charge(8)
+        self.charge(8)
         target.states.append(state)
+        if self._inline and is_wrapper(target):
+            self._take_inline(target)
+
+    def _take_inline(self, wrapper: Call) -> None:
+        """Take an array of joblib's, which is here outside of any frame, for its wrapper."""
+        if self._frame_end not in (_NO_FRAME, self.arguments.position):
+            raise self.arguments.fail("has an array inside a frame")
+        self._frame_end = _NO_FRAME
+        content: object = read_inline(wrapper, self.arguments)
+        if content is None:  # of objects, which are a pickle of their own
+            content = walk_next(self.arguments, self.account)
+        self.account.inline += 1
+        self.values[-1] = Inline(wrapper, content)
 
 
-def _table(of: dict[bytes, Callable[..., object]]) -> dict[int, Callable[..., object]]:
-    return {opcode[0]: act for opcode, act in of.items()}
+def _table(of: dict[bytes, Callable[..., object]]) -> list[Callable[..., object] | None]:
+    """By the number of the opcode."""
+    return [of.get(bytes([opcode])) for opcode in range(256)]
 
 
 _PLAIN = _table(
@@ -342,8 +292,6 @@ _PLAIN = _table(
         b"L": Arguments.long_line,
         b"\x8a": Arguments.long1,
         b"\x8b": Arguments.long4,
-        b"F": Arguments.float_line,
-        b"G": Arguments.f64,
         b"S": Arguments.string_line,
         b"T": Arguments.string4,
         b"U": Arguments.string1,
@@ -358,21 +306,13 @@ _PLAIN = _table(
     }
 )
 
-_ACTS = _table(
+# Lists of floats are made of these alone: `Recoded` knows no others.
+_LISTS = _table(
     {
-        b"\x80": _Machine.protocol,
+        b"G": _Machine.float8,
+        b"F": _Machine.float_line,
         b"\x95": _Machine.frame,
         b"(": _Machine.mark,
-        b"0": _Machine.pop,
-        b"1": _Machine.pop_mark,
-        b"2": _Machine.duplicate,
-        b"g": _Machine.get_line,
-        b"h": _Machine.get1,
-        b"j": _Machine.get4,
-        b"p": _Machine.put_line,
-        b"q": _Machine.put1,
-        b"r": _Machine.put4,
-        b"\x94": _Machine.memoize,
         b"]": _Machine.empty_list,
         b"l": _Machine.list_of,
         b"a": _Machine.append,
@@ -382,6 +322,22 @@ _ACTS = _table(
         b"\x85": _Machine.tuple1,
         b"\x86": _Machine.tuple2,
         b"\x87": _Machine.tuple3,
+        b"p": _Machine.put_line,
+        b"q": _Machine.put1,
+        b"r": _Machine.put4,
+        b"\x94": _Machine.memoize,
+    }
+)
+
+_ACTS = _table(
+    {
+        b"\x80": _Machine.protocol,
+        b"0": _Machine.pop,
+        b"1": _Machine.pop_mark,
+        b"2": _Machine.duplicate,
+        b"g": _Machine.get_line,
+        b"h": _Machine.get1,
+        b"j": _Machine.get4,
         b"}": _Machine.empty_dict,
         b"d": _Machine.dict_of,
         b"s": _Machine.set_item,

@@ -1,0 +1,196 @@
+"""The pickles of a file: whether it is one, what loading it would do, and the arrays in it.
+
+Most files hold one pickle; some hold several, one after another, of which Python loads one at a
+time. Nothing is told of a file that would do harm but that, also where it is broken after the harm
+would be done.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
+from mstore.formats.base import Danger, Finding
+from mstore.formats.pickle_arguments import Arguments
+from mstore.formats.pickle_arrays import look
+from mstore.formats.pickle_layout import arrange
+from mstore.formats.pickle_paths import find
+from mstore.formats.pickle_policy import judge, judge_call
+from mstore.formats.pickle_stack import Account, new_account
+from mstore.formats.pickle_values import Chars, Global
+from mstore.formats.pickle_walk import walk_next
+from mstore.layout import ByteReader, Layout
+
+_PROTOCOL = 0x80
+_FRAME = 0x95
+_FIRST = b"(]}c"  # what protocols 0 and 1 start with, where arrays may follow
+_STARTS = frozenset(b"(])}c\x8c\x8f\x95XKJMLGIFSTUVN\x88\x89\x8a\x8bCB\x8d\x8e\x96")
+_PROBED = 1000  # opcodes
+_FEW = 3
+_IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
+_MEMO = re.compile(rb"p[01]\n|q[\x00\x01]")
+_NESTED = ("torch.storage", "_load_from_bytes")
+_REFUSED = (FormatError, LimitExceededError, UnsafeInputError)
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """One thing that loading a pickle would do, `at` a byte of the file."""
+
+    danger: Danger
+    verb: Literal["call", "import", ""]
+    what: str
+    at: int
+
+    def finding(self) -> Finding:
+        """As `Format.findings` tells it."""
+        what = f"{self.verb}s {self.what}" if self.verb else self.what
+        return Finding(self.danger, what, f"byte {self.at}")
+
+
+def looks_like_pickle(head: bytes, reader: ByteReader) -> bool:
+    """Whether a file that starts with `head` is a pickle, good or not.
+
+    From protocol 2 on a pickle says so. Before, it is text or nearly so; then the start of it has
+    to make sense, and to call something, or to keep a list or dictionary in the memo as Python
+    always does.
+    """
+    if len(head) < 3:
+        return False
+    if head[0] == _PROTOCOL:
+        if not 2 <= head[1] <= 5 or head[2] not in _STARTS:
+            return False
+        if head[2] == _FRAME or reader.read(reader.size - 1, 1) == b".":
+            return True
+        return _probe(reader)[1] > _FEW
+    if head[0] not in _FIRST:
+        return False
+    account, count, sound = _probe(reader)
+    if not all(_IDENTIFIER.fullmatch(part) for name in account.globals for part in name):
+        return False
+    return bool(account.calls) or (sound and count > _FEW and _MEMO.search(head) is not None)
+
+
+def _probe(reader: ByteReader) -> tuple[Account, int, bool]:
+    """What the first opcodes name and call, how many there are, and whether they make sense."""
+    account = new_account(reader.size)
+    account.opcodes = _PROBED
+    sound = True
+    try:
+        walk_next(Arguments(reader), account)
+    except _REFUSED:
+        sound = account.opcodes == 0
+    return account, _PROBED - account.opcodes, sound
+
+
+def examine_pickles(reader: ByteReader) -> tuple[Layout, str | None]:
+    """The layout of a file of pickles, as format `pickle` or `joblib`, and what is left out.
+
+    Raises UnsafeInputError if loading it does harm, FormatError and LimitExceededError as
+    `Format.layout` does.
+    """
+    account = new_account(reader.size)
+    values, rest = read_harmless(reader, account)
+    root = values[0] if len(values) == 1 else values
+    name = "joblib" if account.inline else "pickle"
+    layout, note = arrange(name, reader.size, find(root, look))
+    if note is None and rest:
+        note = f"opaque bytes for the last {rest}, which are no pickle"
+    return layout, note
+
+
+def read_harmless(reader: ByteReader, account: Account) -> tuple[list[object], int]:
+    """`read_pickles`; raises UnsafeInputError if loading them does harm, whatever else is wrong."""
+    try:
+        return read_pickles(reader, account)
+    finally:
+        refuse_harm(account)
+
+
+def find_deeds(reader: ByteReader, account: Account) -> list[Deed]:
+    """What loading a file of pickles would do; all that is known of it where it is broken.
+
+    Raises as `read_pickles` does if it is broken and nothing in it does harm.
+    """
+    try:
+        read_pickles(reader, account)
+    except _REFUSED:
+        if not any(deed.danger == "dangerous" for deed in deeds(account)):
+            raise
+    return list(deeds(account))
+
+
+def refuse_harm(account: Account) -> None:
+    """Raise UnsafeInputError if what was named and called is known to do harm."""
+    for deed in deeds(account):
+        if deed.danger == "dangerous":
+            raise UnsafeInputError(f"would {deed.verb} {deed.what} when loaded")
+
+
+def deeds(account: Account) -> Iterator[Deed]:
+    """What pickles would do, each thing once: what they call, then what they only name."""
+    told: set[tuple[str, str]] = set()
+    called: set[tuple[str, str]] = set()
+    for call in account.calls:
+        danger, what = judge_call(call)
+        if isinstance(call.function, Global):
+            called.add((call.function.module, call.function.name))
+        if (danger, what) not in told:
+            told.add((danger, what))
+            yield Deed(danger, "call", _printable(what), call.at)
+    for (module, name), at in account.globals.items():
+        if (module, name) not in called:
+            yield Deed(judge(module, name), "import", _printable(f"{module}.{name}"), at)
+    for what, at in account.others.items():
+        yield Deed("unknown", "", what, at)
+
+
+def _printable(name: str) -> str:
+    shown = ascii(name[:80])[1:-1]
+    return shown if len(name) <= 80 else f"{shown}…"
+
+
+def read_pickles(reader: ByteReader, account: Account) -> tuple[list[object], int]:
+    """The value of each pickle in a file, and how many bytes follow that are none.
+
+    Raises FormatError, LimitExceededError and UnsafeInputError as `walk_next` does; `account` then
+    has what was found before.
+    """
+    arguments = Arguments(reader)
+    values = [walk_next(arguments, account, inline=True)]
+    rest = 0
+    while arguments.left and not rest:
+        end = arguments.left
+        try:
+            values.append(walk_next(arguments, account, inline=True))
+        except _REFUSED:
+            rest = end
+    if account.inline:
+        # Only joblib knows where arrays are between the opcodes; to others they are opcodes.
+        _note_all(Arguments(reader), account)
+    _note_nested(reader, account)
+    return values, rest
+
+
+def _note_all(arguments: Arguments, account: Account) -> None:
+    """Note what pickles name and call, up to where they are broken."""
+    try:
+        while arguments.left:
+            walk_next(arguments, account)
+    except _REFUSED:
+        return
+
+
+def _note_nested(reader: ByteReader, account: Account) -> None:
+    """Note what the pickles do that torch is to load from bytes, as it writes its tensors."""
+    known: set[int] = set()
+    for call in account.calls:  # which grows with what is found
+        name, content = call.function, call.arguments[:1]
+        if not isinstance(name, Global) or (name.module, name.name) != _NESTED:
+            continue
+        if content and isinstance(place := content[0], Chars) and place.offset not in known:
+            known.add(place.offset)
+            if place.code != "raw" or reader.read(place.offset, 1) != bytes([_PROTOCOL]):
+                raise UnsafeInputError("would have torch load an archive that is inside")
+            _note_all(Arguments(reader, place.offset, place.offset + place.length), account)

@@ -1,0 +1,123 @@
+"""Where in a file the arrays of its pickles lie.
+
+The first array whose elements are certain bytes of the file is their segment. Others with the same
+bytes are views of them, and so are those whose axes lie in another order than the two of numpy, and
+those that are written as text or as opcodes.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from mstore.errors import FormatError, LimitExceededError
+from mstore.formats.base import check_shape, quote
+from mstore.formats.naming import Names
+from mstore.formats.pickle_arrays import Array
+from mstore.formats.pickle_paths import Path, join
+from mstore.formats.pickle_values import Chars, Floats
+from mstore.layout import Layout, Order, Recoded, Recoding, Strided, Tensor, View, cover
+
+MAX_TENSORS = 500_000
+"""Most arrays in a file."""
+
+_MAX_TOLD = 2
+_MATERIAL = "storage:"  # before the name of an array: the bytes that only views see
+# The code of text, and how many bytes of it one byte may take.
+_TEXT: Final[dict[str, tuple[Recoding, int]]] = {"utf8": ("latin1", 2), "escaped": ("escaped", 10)}
+
+
+def arrange(
+    format: str,  # noqa: A002
+    size: int,
+    found: list[tuple[Path | None, Array]],
+) -> tuple[Layout, str | None]:
+    """The layout of a file of `size` bytes with these arrays, and what to tell of those left out.
+
+    Raises FormatError for an array that does not have as many bytes as its shape and type say;
+    LimitExceededError for too many arrays or too long names.
+    """
+    if len(found) > MAX_TENSORS:
+        raise LimitExceededError(f"it has more than {MAX_TENSORS} arrays")
+    plan = _Plan()
+    for path, array in found:
+        plan.add(join(path), array)
+    layout = cover(format, size, plan.tensors, hidden=plan.hidden, views=plan.views)
+    return layout, plan.note()
+
+
+@dataclass(slots=True)
+class _Plan:
+    tensors: list[tuple[int, Tensor]] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)
+    views: list[View] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
+    _names: Names = field(default_factory=Names)
+    _taken: set[int] = field(default_factory=set)
+
+    def add(self, path: str, array: Array) -> None:
+        """Describe an array, or leave it out."""
+        if array.content is None:
+            self.left.append((path, array.why))
+            return
+        if array.dtype is None:
+            return
+        check_shape(array.dtype, array.shape, f"its array {quote(path)}")
+        tensor = Tensor(self._names.add(path), array.dtype, array.shape, _order(array))
+        place = array.content
+        if isinstance(place, Floats):
+            where = Recoded("floats", place.offset, place.end - place.offset, tensor.nbytes)
+            self.views.append(View(tensor, where))
+        elif place.code == "raw":
+            _check_size(tensor, place, 1)
+            self._add_raw(tensor, place.offset, array.axes)
+        else:
+            code, most = _TEXT[place.code]
+            _check_size(tensor, place, most)
+            where = Recoded(code, place.offset, place.length, tensor.nbytes)
+            self.views.append(View(tensor, where))
+
+    def _add_raw(self, tensor: Tensor, offset: int, axes: tuple[int, ...] | None) -> None:
+        first = offset not in self._taken
+        self._taken.add(offset)
+        if first and axes is None:
+            self.tensors.append((offset, tensor))
+            return
+        strides = _strides(tensor)
+        if axes is None:
+            axes = tuple(range(len(strides)))
+        elif first:
+            material = self._names.add(_MATERIAL + tensor.name)
+            self.tensors.append((offset, Tensor(material, tensor.dtype, tensor.shape)))
+            self.hidden.add(material)
+        shape = tuple(tensor.shape[axis] for axis in axes)
+        seen = Tensor(tensor.name, tensor.dtype, shape)
+        self.views.append(View(seen, Strided(offset, tuple(strides[axis] for axis in axes))))
+
+    def note(self) -> str | None:
+        """What to tell of the arrays that stay opaque, and why they do."""
+        if not self.left:
+            return None
+        told = [f"{quote(path)} {why}" for path, why in self.left[:_MAX_TOLD]]
+        more = ", …" if len(self.left) > _MAX_TOLD else ""
+        return f"opaque bytes for {len(self.left)} of its arrays: {', '.join(told)}{more}"
+
+
+def _order(array: Array) -> Order:
+    return "F" if array.fortran and len(array.shape) > 1 else "C"
+
+
+def _strides(tensor: Tensor) -> list[int]:
+    """The strides in bytes of a tensor that lies as its order says."""
+    strides = []
+    step = tensor.dtype.itemsize
+    for extent in tensor.shape if tensor.order == "F" else tensor.shape[::-1]:
+        strides.append(step)
+        step *= extent
+    return strides if tensor.order == "F" else strides[::-1]
+
+
+def _check_size(tensor: Tensor, place: Chars, most: int) -> None:
+    """Raise FormatError if no elements are written so, each byte of which takes `most` at most."""
+    if not tensor.nbytes <= place.length <= most * tensor.nbytes:
+        raise FormatError(
+            f"its array {quote(tensor.name)} of {tensor.nbytes} bytes is written in {place.length}"
+        )

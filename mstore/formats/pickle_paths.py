@@ -1,0 +1,123 @@
+"""Where in a pickle's value things are: under which keys, numbers and attributes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from mstore.errors import LimitExceededError
+from mstore.formats.pickle_values import CONTAINERS, SAME, Global, Pair
+
+MAX_DEPTH = 10_000
+"""Deepest nesting of values; what Python pickles by itself is nested about 500 deep."""
+
+MAX_REPEATS = 200_000
+"""Most values that are looked at again, since they are in more than one place."""
+
+MAX_NAME = 4096
+"""Most characters of a joined path."""
+
+Path = tuple["Path | None", object]
+"""Where a value is: the path of what holds it, if that has one, and its own key there."""
+
+T = TypeVar("T")
+Look = Callable[[object], tuple[list[tuple[object, T]], Iterator[Pair]]]
+"""Tells what is to be found in a value, by key, and in which others to look on."""
+
+
+def find(root: object, look: Look[T]) -> list[tuple[Path | None, T]]:
+    """What `look` finds in a value and in all that is in it, once for each place, in order.
+
+    Values may be cyclic, and a few of them may stand for very many places: what is met again is
+    followed again only where something was found in it, it is not just being followed, and all that
+    comes to no more than `MAX_REPEATS`.
+
+    Raises LimitExceededError for values nested too deeply.
+    """
+    search = _Search(look)
+    search.run(root)
+    return search.found
+
+
+@dataclass(slots=True)
+class _Step:
+    """A value that is being followed: what is left of it, how much was found before, and how."""
+
+    value: object
+    left: Iterator[Pair]
+    path: Path | None
+    known: int
+    again: bool
+
+
+@dataclass(slots=True)
+class _Search(Generic[T]):
+    look: Look[T]
+    found: list[tuple[Path | None, T]] = field(default_factory=list)
+    repeats: int = 0
+    seen: dict[int, object] = field(default_factory=dict)
+    """The values, so that no other can take the id of one."""
+    empty: set[int] = field(default_factory=set)
+    open: set[int] = field(default_factory=set)
+
+    def run(self, root: object) -> None:
+        stack = [_Step(None, iter([(SAME, root)]), None, 0, again=False)]
+        while stack:
+            step = stack[-1]
+            pair = next(step.left, None)
+            if pair is None or (step.again and self.repeats > MAX_REPEATS):
+                self._close(stack.pop(), whole=pair is None)
+                continue
+            key, value = pair
+            if not isinstance(value, CONTAINERS):
+                continue
+            again = id(value) in self.seen
+            if again and not self._is_followed_again(value):
+                continue
+            if len(stack) > MAX_DEPTH:
+                raise LimitExceededError(f"its values are nested deeper than {MAX_DEPTH}")
+            path = step.path if key is SAME else (step.path, key)
+            stack.append(self._enter(value, path, again=again or step.again))
+
+    def _is_followed_again(self, value: object) -> bool:
+        self.repeats += 1
+        known = id(value)
+        return known not in self.empty and known not in self.open and self.repeats <= MAX_REPEATS
+
+    def _enter(self, value: object, path: Path | None, *, again: bool) -> _Step:
+        self.seen[id(value)] = value
+        self.open.add(id(value))
+        known = len(self.found)
+        here, inside = self.look(value)
+        for key, item in here:
+            self.found.append((path if key is SAME else (path, key), item))
+        return _Step(value, inside, path, known, again)
+
+    def _close(self, step: _Step, *, whole: bool) -> None:
+        self.open.discard(id(step.value))
+        if whole and step.known == len(self.found):
+            self.empty.add(id(step.value))
+
+
+def join(path: Path | None) -> str:
+    """The keys of a path, with dots between; raises LimitExceededError if it is too long.
+
+    Keys may have dots in them, so two paths may be joined to the same name.
+    """
+    labels: list[str] = []
+    length = 0
+    while path is not None:
+        path, key = path
+        labels.append(_label(key))
+        length += len(labels[-1]) + 1
+        if length > MAX_NAME:
+            raise LimitExceededError(f"an array in it has a name of over {MAX_NAME} characters")
+    return ".".join(reversed(labels))
+
+
+def _label(key: object) -> str:
+    if isinstance(key, str):
+        # Lone surrogates are no text that could be stored.
+        return key[: MAX_NAME + 1].encode("utf-8", "backslashreplace").decode()
+    if isinstance(key, tuple):
+        return ",".join("?" if isinstance(part, tuple) else _label(part) for part in key[:16])
+    return str(key) if isinstance(key, int | float | Global | None) else "?"
