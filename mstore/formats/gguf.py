@@ -27,7 +27,7 @@ from mstore.layout import ByteReader, Layout, Tensor, cover
 
 MAGIC = b"GGUF"
 
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
 """Most tensors in one file; experts are joined in this format, so that few have over 2,000."""
 
 MAX_ENTRIES = 100_000

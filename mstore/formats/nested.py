@@ -32,13 +32,14 @@ MAX_DEPTH = 4
 MAX_MEMBERS = 20_000
 """Most members of all archives in each other together; those of formats that are archives count."""
 
-MAX_FILES = 256
+MAX_FILES = 1000
 """Most members that are looked into as files of a known format."""
 
 MAX_HEADS = 1000
 """Most compressed members of which the first bytes are inflated."""
 
 _MAX_TOLD = 2
+_COSTS = {"hdf5": 20, "keras": 20}  # as many as that count those that take a process of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class _Walk:
                     yield from found
                     return
             elif known.sniff(head, window):
-                self._files -= 1
+                self._files -= _COSTS.get(known.name, 1)
                 if self._files < 0:
                     self.left_out += 1
                 else:

@@ -27,7 +27,7 @@ MAGIC = b"PK\x03\x04"
 MAX_DIRECTORY = 64 * 1024 * 1024
 """Most bytes of a central directory; about 100 per member are usual."""
 
-MAX_MEMBERS = 250_000
+MAX_MEMBERS = 100_000
 """Most members in one archive."""
 
 STORED, DEFLATED = 0, 8

@@ -251,6 +251,8 @@ def test_too_much(monkeypatch, arrays):
     monkeypatch.undo()
     monkeypatch.setattr(nested, "MAX_FILES", 2)
     assert set(arrays(data)) == {"a/w", "b/w"}
+    monkeypatch.setattr(nested, "_COSTS", {"npz": 3, "safetensors": 2})
+    assert set(arrays(data)) == {"a/w"}
     monkeypatch.setattr(nested, "MAX_HEADS", 0)
     assert not sniffed(archive({"m": SAFETENSORS}, zipfile.ZIP_DEFLATED))
 
