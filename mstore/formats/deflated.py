@@ -62,3 +62,19 @@ class InflatedHead:
 def recoded(member: zipdir.Member, start: int) -> Recoded:
     """The bytes from `start` of what a deflated member holds, as the place of a view."""
     return Recoded("deflate", member.data, member.compressed, member.size, start)
+
+
+def inflate(reader: ByteReader, member: zipdir.Member) -> bytes:
+    """All that a deflated member holds, whose size the caller bounds. Raises as `InflatedHead`."""
+    InflatedHead(reader, member)
+    if member.compressed > 2 * member.size + 1024:
+        raise FormatError(f"its {member.compressed} compressed bytes hold only {member.size}")
+    raw = reader.read(member.data, member.compressed)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        found = inflater.decompress(raw, member.size + 1)
+    except zlib.error:
+        raise FormatError("its compressed bytes are damaged") from None
+    if len(found) != member.size or not inflater.eof or inflater.unused_data:
+        raise FormatError(f"its compressed bytes do not hold {member.size} as they claim to")
+    return found

@@ -15,6 +15,7 @@ from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
 from mstore.formats.pickles import PickleFormat
 from mstore.formats.safetensors import SafetensorsFormat
 from mstore.formats.savedmodel import SavedModelFormat
+from mstore.formats.skops import SkopsFormat
 from mstore.formats.tensorbundle import TensorBundleCompanion, TensorflowIndexFormat
 from mstore.formats.torch_zip import TorchFormat
 from mstore.layout import Beside, ByteReader, Layout, opaque
@@ -25,6 +26,7 @@ FORMATS: list[Format] = [
     GgufFormat(),
     TorchFormat(),
     KerasFormat(),
+    SkopsFormat(),
     ZipFormat(lambda: FORMATS),
     NpzFormat(),
     TensorflowIndexFormat(),
