@@ -36,6 +36,7 @@ _FRAME = struct.Struct("<cQI")
 _WORKER = Path(__file__).with_name("hdf5_worker.py")
 _KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _DIED = "the HDF5 library failed on it"
+_NO_LIBRARY = "h5py, which reads such files, does not work here: is it installed as it should be?"
 
 
 def is_available() -> bool:
@@ -95,6 +96,10 @@ def _start(end: socket.socket) -> "subprocess.Popen[bytes]":
 def _converse(reader: ByteReader, link: socket.socket) -> Iterator[dict[str, object]]:
     """Answer what the worker asks, and yield what it tells, until it is done."""
     deadline = _Deadline()
+    try:
+        _receive(link, _FRAME.size, deadline)
+    except EOFError:  # before it has seen anything of the file
+        raise FormatError(_NO_LIBRARY) from None
     link.settimeout(deadline.left())
     link.sendall(struct.pack("<Q", reader.size))
     while True:

@@ -37,6 +37,7 @@ def worker(tmp_path, monkeypatch):
             "def frame(kind, offset=0, length=0, payload=b''):\n"
             "    os.write(0, struct.pack('<cQI', kind, offset, length) + payload)\n"
             "def tell(text): frame(b'l', 0, len(text), text)\n"
+            "frame(b'h')\n"
             "os.read(0, 8)\n" + code
         )
         monkeypatch.setattr(hdf5_process, "_WORKER", path)
@@ -126,6 +127,14 @@ def test_it_ends_when_nobody_listens(processes):
     next(found)
     found.close()
     assert processes[0].returncode is not None
+
+
+def test_h5py_does_not_work(monkeypatch, tmp_path):
+    path = tmp_path / "worker.py"
+    path.write_text("raise ImportError")
+    monkeypatch.setattr(hdf5_process, "_WORKER", path)
+    with pytest.raises(FormatError, match="h5py, which reads such files, does not work here"):
+        list(records(small_file()))
 
 
 def test_it_cannot_be_started(monkeypatch):
