@@ -31,6 +31,8 @@ _MODULES = _words("""
     aiohttp webbrowser antigravity cgi wsgiref
     ctypes _ctypes cffi _cffi_backend pickle _pickle cloudpickle dill jsonpickle shelve dbm sqlite3
     _sqlite3 shutil tempfile fileinput linecache glob mmap fcntl pipes pexpect sh plumbum
+    gzip bz2 _bz2 lzma _lzma _pyio wave mailbox mailcap readline syslog zipapp cgitb
+    tkinter _tkinter turtle pyclbr modulefinder _winapi winreg msilib _posixshmem _testcapi
     distutils setuptools pkg_resources pip ensurepip venv compileall py_compile
     logging.config logging.handlers tarfile zipfile select selectors threading _thread atexit
     sched platform ast _osx_support _aix_support
@@ -62,8 +64,16 @@ _NAMES: dict[str, frozenset[str]] = {
         "_io": "open open_code FileIO",
         "codecs": "open EncodedFile",
         "operator": "attrgetter methodcaller call",
+        "_operator": "attrgetter methodcaller call",
         "functools": "partial partialmethod reduce",
+        "_functools": "reduce partial",
         "itertools": "starmap",
+        "dataclasses": "make_dataclass",
+        "typing": "get_type_hints ForwardRef",
+        "attr": "make_class",
+        "yaml": "load load_all full_load unsafe_load unsafe_load_all",
+        "sympy": "sympify S parse_expr lambdify",
+        "numexpr": "evaluate",
         "copyreg": "add_extension remove_extension pickle constructor dispatch_table",
         "types": """
             FunctionType LambdaType CodeType MethodType ModuleType new_class prepare_class coroutine
@@ -80,6 +90,8 @@ _NAMES: dict[str, frozenset[str]] = {
         "numpy.core": "_ufunc_reconstruct",
         "numpy._core": "_ufunc_reconstruct",
         "pandas": "eval",
+        **dict.fromkeys(("keras.models", "tensorflow.keras.models", "skops.io"), "load_model load"),
+        "sklearn.externals.joblib": "load dump Memory Parallel",
         "joblib": "load dump hash Memory Parallel delayed",
         "joblib.numpy_pickle": "load dump load_temporary_memmap",
         "joblib.numpy_pickle_compat": "load_compatibility",
