@@ -292,7 +292,9 @@ def slice_key(name, *extents):
     return b"\0" + name + b"\0\1" + bytes([1, len(extents)]) + numbers
 
 
-def sliced(entries=(), dtype=1, shape=(4, 2), slices=(((0, 2), (0, -1)), ((2, 2), (0, -1)))):
+def sliced(
+    entries=(), dtype=1, shape=(4, 2), slices=(((0, 2), (0, -1)), ((2, 2), (0, -1))), header=HEADER
+):
     """An index with the tensor `w` in two slices, of which the entries are given."""
     cut = field(1, dtype) + field(2, b"".join(field(2, field(1, dim)) for dim in shape))
     for one in slices:
@@ -303,7 +305,7 @@ def sliced(entries=(), dtype=1, shape=(4, 2), slices=(((0, 2), (0, -1)), ((2, 2)
                 for start, n in one
             ),
         )
-    return index({b"w": cut, **dict(entries)})
+    return index({b"w": cut, **dict(entries)}, header)
 
 
 FIRST, SECOND = slice_key(b"w", (0, 2), (0, -1)), slice_key(b"w", (2, 2), (0, -1))
@@ -316,6 +318,22 @@ def test_slices_one_after_the_other_are_the_tensor():
     parts = {FIRST: entry(1, (2, 2), 0, 24, 16), SECOND: entry(1, (2, 2), 0, 8, 16)}
     (placed,) = parse(sliced(parts)).values()
     assert [tensor.name for _, tensor in placed] == ["w/slice/0,2:-", "w/slice/2,2:-"]
+
+
+def test_slices_that_are_not_the_whole_tensor():
+    """Those of some rows only, or with others in between, or in two files, stay slices."""
+    parts = {FIRST: entry(1, (2, 2), 0, 8, 16), SECOND: entry(1, (2, 2), 0, 28, 16)}
+    third = slice_key(b"w", (1, 2), (0, -1))
+    overlapping = {FIRST: entry(1, (2, 2), 0, 8, 16), third: entry(1, (2, 2), 0, 24, 16)}
+    for data in (
+        sliced(parts),
+        sliced({**parts, SECOND: entry(1, (2, 2), 0, 24, 16)}, shape=(5, 2)),
+        sliced(overlapping, slices=[[(0, 2), (0, -1)], [(1, 2), (0, -1)]]),
+    ):
+        (placed,) = parse(data).values()
+        assert len(placed) == 2
+    two = {FIRST: entry(1, (2, 2), 0, 8, 16), SECOND: entry(1, (2, 2), 1, 24, 16)}
+    assert len(parse(sliced(two, header=field(1, 2) + field(3, field(1, 1))))) == 2
 
 
 def test_tensors_that_share_bytes():
@@ -396,21 +414,32 @@ def test_malformed(data):
         TensorflowIndexFormat().layout(BytesReader(data))
 
 
-def test_blocks_that_overlap():
-    one = block([(b"", HEADER)])
-    meta = block([])
+def place(start, made):
+    """The handle of a block."""
+    return coded(start) + coded(len(made) - 5)
+
+
+def hand_made(handles, first, last=b""):
+    """A table whose index has the given handles; its blocks are `first`, and `last` behind it."""
+    meta, made = block([]), block(handles)
+    places = place(len(first), meta) + place(len(first + meta), made)
+    return first + meta + made + last + places.ljust(40, b"\0") + sstable.MAGIC
+
+
+def test_blocks_in_wrong_places():
+    one, meta = block([(b"", HEADER)]), block([])
+    assert parse(hand_made([(b"1", place(0, one))], one)) == {}
     for start in (0, len(one) - 5):
-        handles = [
-            (b"1", coded(0) + coded(len(one) - 5)),
-            (b"2", coded(start) + coded(len(meta) - 5)),
-        ]
-        last = block(handles)
-        places = (
-            coded(len(one)) + coded(len(meta) - 5) + coded(len(one + meta)) + coded(len(last) - 5)
-        )
-        data = one + meta + last + places.ljust(40, b"\0") + sstable.MAGIC
+        handles = [(b"1", place(0, one)), (b"2", place(start, meta))]
         with pytest.raises(FormatError, match="overlap"):
-            parse(data)
+            parse(hand_made(handles, one))
+    with pytest.raises(FormatError, match="out of order"):
+        parse(hand_made([(b"1", place(0, one) + b"\0")], one))
+    behind = block([(b"w", entry())])
+    start = len(hand_made([(b"1", place(0, one)), (b"2", place(200, behind))], one)) - 48
+    handles = [(b"1", place(0, one)), (b"2", place(start, behind))]
+    with pytest.raises(FormatError, match="beyond its part"):
+        parse(hand_made(handles, one, behind))
 
 
 def test_entries_outside_of_a_block():
