@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mstore.errors import FormatError, LimitExceededError, StorageError
+from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import quote, read_exactly
 from mstore.layout import ByteReader
 from mstore.strictjson import parse_json
@@ -49,26 +49,27 @@ def records(reader: ByteReader) -> Iterator[dict[str, object]]:
 
     Only that each is a JSON object has been checked.
 
-    Raises FormatError if the library could not read the file or broke on it, LimitExceededError if
-    it took too much time or memory, and StorageError if there can be no process.
+    Raises FormatError if the library cannot be started, could not read the file or broke on it, and
+    LimitExceededError if it took too much time or memory.
     """
-    ours, theirs = socket.socketpair()
-    with ours:
-        with theirs:
-            process = _start(theirs)
-        try:
-            yield from _converse(reader, ours)
-        except TimeoutError:
-            raise LimitExceededError("the HDF5 library took too long on it") from None
-        except (EOFError, OSError):
-            raise FormatError(_DIED) from None
-        finally:
-            process.kill()
-            process.wait()
+    try:
+        process, link = _start()
+    except OSError as error:
+        raise FormatError(f"no process can be started to read it: {error.strerror}") from None
+    try:
+        yield from _converse(reader, link)
+    except TimeoutError:
+        raise LimitExceededError("the HDF5 library took too long on it") from None
+    except (EOFError, OSError):
+        raise FormatError(_DIED) from None
+    finally:
+        process.kill()
+        process.wait()
+        link.close()
 
 
-def _start(end: socket.socket) -> "subprocess.Popen[bytes]":
-    """The worker, with `end` as its standard input and as little else as Python can do with."""
+def _start() -> tuple["subprocess.Popen[bytes]", socket.socket]:
+    """The worker, with as little as Python can do with, and our end of its socket."""
     folders = [
         str(Path(spec.origin).parent.parent)
         for spec in map(importlib.util.find_spec, ("h5py", "numpy"))
@@ -80,17 +81,21 @@ def _start(end: socket.socket) -> "subprocess.Popen[bytes]":
         "OPENBLAS_NUM_THREADS": "1",  # each thread of numpy's would reserve memory
         "OMP_NUM_THREADS": "1",
     }
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_WORKER), *folders],
-            stdin=end.fileno(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            cwd="/",
-        )
-    except OSError as error:
-        raise StorageError(f"cannot start the process that reads HDF5 files: {error}") from None
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_WORKER), *folders],
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+                cwd="/",
+            )
+        except OSError:
+            ours.close()
+            raise
+    return process, ours
 
 
 def _converse(reader: ByteReader, link: socket.socket) -> Iterator[dict[str, object]]:

@@ -129,7 +129,7 @@ class File:
         while len(block) < length:
             piece = os.read(SOCKET, length - len(block))
             if not piece:
-                raise SystemExit  # whoever asked is gone
+                os._exit(1)  # whoever asked is gone
             block += piece
         return block
 

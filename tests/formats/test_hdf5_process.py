@@ -50,9 +50,13 @@ def processes(monkeypatch):
     """Every process that is started."""
     started = []
     start = hdf5_process._start
-    monkeypatch.setattr(
-        hdf5_process, "_start", lambda end: started.append(start(end)) or started[-1]
-    )
+
+    def noted():
+        process, link = start()
+        started.append(process)
+        return process, link
+
+    monkeypatch.setattr(hdf5_process, "_start", noted)
     return started
 
 
@@ -139,7 +143,7 @@ def test_h5py_does_not_work(monkeypatch, tmp_path):
 
 def test_it_cannot_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(StorageError, match="cannot start"):
+    with pytest.raises(FormatError, match="no process can be started to read it: No such file"):
         list(records(small_file()))
 
 
