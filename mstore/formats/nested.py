@@ -21,8 +21,7 @@ from mstore.formats.base import (
     quote,
 )
 from mstore.formats.deflated import InflatedHead
-from mstore.formats.npy import PICKLED
-from mstore.formats.npz import OBJECTS, SUFFIX, read_member
+from mstore.formats.npz import SUFFIX, member_findings, read_member
 from mstore.formats.shifting import Contents, cover_all, shifted
 from mstore.layout import ByteReader, Layout
 
@@ -250,8 +249,7 @@ def _findings(one: _Entry) -> list[Finding]:
         elif isinstance(one, _Found):
             found = one.format.findings(one.window)
         else:
-            pickled = read_member(one.archive, one.member, "") == OBJECTS
-            found = [Finding("unknown", PICKLED)] if pickled else []
+            found = member_findings(one.archive, one.member)
     except UnsafeInputError as error:
         found = [Finding("dangerous", error.message)]
     except (FormatError, LimitExceededError) as error:

@@ -16,15 +16,23 @@ from math import prod
 
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats.base import Finding, Format, check_shape, quote, read_exactly
+from mstore.formats.base import (
+    Finding,
+    Format,
+    WindowReader,
+    check_shape,
+    quote,
+    read_exactly,
+)
 from mstore.formats.literal import parse_literal
+from mstore.formats.pickles import PickleFormat
 from mstore.layout import ByteReader, Layout, Tensor, cover, opaque
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
 """Most bytes of a header; numpy reads no longer ones either unless told to."""
 
-PICKLED = "holds a pickle, which reading it with allow_pickle would run"
+PICKLED = "holds a pickle, which reading it with allow_pickle runs"
 """What there is to say of an array of Python objects."""
 
 _BYTES = BY_NAME["u8"]
@@ -60,12 +68,24 @@ class NpyFormat(Format):
         return cover(self.name, reader.size, [found]), None
 
     def findings(self, reader: ByteReader) -> list[Finding]:
-        """An array of Python objects, which is a pickle."""
+        """An array of Python objects, which is a pickle, and what that does."""
         try:
             read_array(reader, "")
         except UnsafeInputError:
-            return [Finding("unknown", PICKLED)]
+            return object_findings(reader)
         return []
+
+
+def object_findings(reader: ByteReader) -> list[Finding]:
+    """What unpickling the objects of an npy file would do. Raises as `Format.layout` does."""
+    _, start = _read_header(reader)
+    pickled = WindowReader(reader, start, reader.size - start)
+    try:
+        return [Finding("allowed", PICKLED), *PickleFormat().findings(pickled)]
+    except UnsafeInputError as error:
+        return [Finding("dangerous", error.message)]
+    except (FormatError, LimitExceededError):
+        return [Finding("unknown", PICKLED)]
 
 
 def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | str:

@@ -7,12 +7,13 @@ opaque. Source: numpy.lib.npyio and the format section of numpy.lib.format.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
-from mstore.formats.base import Finding, Format, WindowReader, quote
-from mstore.formats.deflated import InflatedHead, recoded
-from mstore.formats.npy import PICKLED, read_array
+from mstore.formats.base import BytesReader, Finding, Format, WindowReader, quote
+from mstore.formats.deflated import InflatedHead, inflate, recoded
+from mstore.formats.npy import PICKLED, object_findings, read_array
 from mstore.formats.shifting import Contents, cover_all
 from mstore.layout import ByteReader, Layout, View
 
@@ -21,6 +22,9 @@ SUFFIX = ".npy"
 
 OBJECTS = "holds Python objects"
 """What `read_member` says of an array of Python objects."""
+
+MAX_PICKLE = 16 << 20
+"""Most bytes of objects that are inflated to judge them."""
 
 _MAX_TOLD = 2
 
@@ -59,11 +63,11 @@ class NpzFormat(Format):
         return layout, opaque_note(left, len(parts) + len(left), "arrays")
 
     def findings(self, reader: ByteReader) -> list[Finding]:
-        """Arrays of Python objects, which are pickles."""
+        """Arrays of Python objects, which are pickles, and what those do."""
         return [
-            Finding("unknown", PICKLED, member.name)
+            replace(finding, where="/".join(filter(None, (member.name, finding.where))))
             for member in _arrays(reader)
-            if read_member(reader, member, "") == OBJECTS
+            for finding in member_findings(reader, member)
         ]
 
 
@@ -97,6 +101,17 @@ def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Content
     if start + tensor.nbytes != member.size:
         raise FormatError(f"its member {quote(member.name)} holds more than its array")
     return Contents(views=(View(tensor, recoded(member, start)),))
+
+
+def member_findings(reader: ByteReader, member: zipdir.Member) -> list[Finding]:
+    """What loading the npy file in a member would do. Raises as `read_member` does."""
+    if read_member(reader, member, "") != OBJECTS:
+        return []
+    if member.method == zipdir.STORED:
+        return object_findings(WindowReader(reader, member.data, member.size))
+    if member.size > MAX_PICKLE:
+        return [Finding("unknown", PICKLED)]
+    return object_findings(BytesReader(inflate(reader, member)))
 
 
 def opaque_note(left: list[tuple[str, str]], count: int, things: str) -> str | None:

@@ -1,6 +1,7 @@
 """The npy parser, against files numpy wrote and against hostile headers."""
 
 import io
+import os
 import struct
 
 import ml_dtypes
@@ -184,7 +185,27 @@ OBJECTS = {
 def test_objects_are_unsafe(data):
     with pytest.raises(UnsafeInputError):
         layout(data)
-    assert NpyFormat().findings(BytesReader(data)) == [Finding("unknown", PICKLED)]
+    (told, *_) = NpyFormat().findings(BytesReader(data))
+    assert (told.danger, told.what) == (
+        "allowed" if data == OBJECTS["saved"] else "unknown",
+        PICKLED,
+    )
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+def test_what_the_objects_do_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = NpyFormat().findings(BytesReader(saved([Evil()])))
+    assert [f.what for f in found if f.danger == "dangerous"] == [f"calls {os.name}.system"]
+    found = NpyFormat().findings(BytesReader(saved([None, {1: "x"}])))
+    assert {finding.danger for finding in found} == {"allowed"}
+    cut = NpyFormat().findings(BytesReader(saved([Evil()])[:-1]))
+    assert "dangerous" in {finding.danger for finding in cut}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_there_is_to_tell_of_other_types():

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import struct
 import tracemalloc
 import weakref
@@ -14,8 +15,10 @@ import pytest
 
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats import deflated as deflated_module
+from mstore.formats import npz as npz_module
 from mstore.formats import zipdir
-from mstore.formats.base import BytesReader
+from mstore.formats.base import BytesReader, Finding
+from mstore.formats.npy import PICKLED
 from mstore.formats.npz import NpzFormat
 
 ARRAYS = {
@@ -136,8 +139,27 @@ def test_other_members_stay_opaque(arrays_of, compression):
     assert set(arrays_of(data)) == {"a"}
     _, note = NpzFormat().examine(reader)
     assert note.startswith("opaque bytes for 2 of 3 arrays: 'objects.npy' holds Python objects, ")
-    (finding,) = NpzFormat().findings(reader)
-    assert (finding.danger, finding.where) == ("unknown", "objects.npy")
+    (finding, *more) = NpzFormat().findings(reader)
+    assert finding == Finding("allowed", PICKLED, "objects.npy")
+    assert {(f.danger, f.where.split("/")[0]) for f in more} == {("allowed", "objects.npy")}
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_what_objects_do_is_told(compression, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = archive(("a.npy", CONTENT), ("o.npy", npy(np.array([Evil()]))), compression=compression)
+    found = NpzFormat().findings(BytesReader(data))
+    assert [f.what for f in found if f.danger == "dangerous"] == [f"calls {os.name}.system"]
+    monkeypatch.setattr(npz_module, "MAX_PICKLE", 10)
+    if compression == zipfile.ZIP_DEFLATED:
+        found = NpzFormat().findings(BytesReader(data))
+        assert found == [Finding("unknown", PICKLED, "o.npy")]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_good_archives_have_no_note_and_no_findings():
