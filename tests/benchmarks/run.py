@@ -24,6 +24,7 @@ NAMES = (
     "memory",
     "depth",
     "bases",
+    "formats",
 )
 
 
