@@ -113,9 +113,20 @@ class ZipFormat(Format):
         return cover_all(self.name, reader.size, parts), note or None
 
     def findings(self, reader: ByteReader) -> list[Finding]:
-        """What loading its members one by one would do."""
+        """What loading its members one by one would do.
+
+        Raises the error of a member that cannot be judged, if none is known to be dangerous.
+        """
         walk = self._walk(reader)
-        found = [finding for one in walk.files() for finding in _findings(one)]
+        found: list[Finding] = []
+        unjudged: FormatError | LimitExceededError | None = None
+        for one in walk.files():
+            try:
+                found += _findings(one)
+            except (FormatError, LimitExceededError) as error:
+                unjudged = type(error)(f"in its member {quote(one.path)}, {error.message}")
+        if unjudged is not None and all(one.danger != "dangerous" for one in found):
+            raise unjudged
         if walk.left_out:
             what = f"has {walk.left_out} members that are too many or too deep to be looked into"
             found.append(Finding("unknown", what))
@@ -242,7 +253,7 @@ def _describe(one: _Entry) -> tuple[Contents, str | None]:
 
 
 def _findings(one: _Entry) -> list[Finding]:
-    """What loading a file would do, by its place in the archive."""
+    """What loading a file would do, by its place in the archive. Raises as `Format.findings`."""
     try:
         if isinstance(one, _Compressed):
             found = [Finding("unknown", f"looks like {one.format.name} but is compressed")]
@@ -252,8 +263,6 @@ def _findings(one: _Entry) -> list[Finding]:
             found = member_findings(one.archive, one.member)
     except UnsafeInputError as error:
         found = [Finding("dangerous", error.message)]
-    except (FormatError, LimitExceededError) as error:
-        found = [Finding("unknown", f"cannot be judged: {error.message}")]
     return [
         replace(finding, where=f"{one.path}/{finding.where}" if finding.where else one.path)
         for finding in found

@@ -77,15 +77,18 @@ class NpyFormat(Format):
 
 
 def object_findings(reader: ByteReader) -> list[Finding]:
-    """What unpickling the objects of an npy file would do. Raises as `Format.layout` does."""
+    """What unpickling the objects of an npy file would do.
+
+    Raises FormatError and LimitExceededError where that cannot be judged.
+    """
     _, start = _read_header(reader)
     pickled = WindowReader(reader, start, reader.size - start)
     try:
         return [Finding("allowed", PICKLED), *PickleFormat().findings(pickled)]
     except UnsafeInputError as error:
         return [Finding("dangerous", error.message)]
-    except (FormatError, LimitExceededError):
-        return [Finding("unknown", PICKLED)]
+    except (FormatError, LimitExceededError) as error:
+        raise type(error)(f"in the pickle of its objects, {error.message}") from None
 
 
 def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | str:

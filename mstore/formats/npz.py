@@ -13,7 +13,7 @@ from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
 from mstore.formats.base import BytesReader, Finding, Format, WindowReader, quote
 from mstore.formats.deflated import InflatedHead, inflate, recoded
-from mstore.formats.npy import PICKLED, object_findings, read_array
+from mstore.formats.npy import object_findings, read_array
 from mstore.formats.shifting import Contents, cover_all
 from mstore.layout import ByteReader, Layout, View
 
@@ -110,7 +110,7 @@ def member_findings(reader: ByteReader, member: zipdir.Member) -> list[Finding]:
     if member.method == zipdir.STORED:
         return object_findings(WindowReader(reader, member.data, member.size))
     if member.size > MAX_PICKLE:
-        return [Finding("unknown", PICKLED)]
+        raise LimitExceededError(f"its member {quote(member.name)} holds too many objects")
     return object_findings(BytesReader(inflate(reader, member)))
 
 
