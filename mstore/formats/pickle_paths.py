@@ -63,6 +63,8 @@ class _Search(Generic[T]):
         stack = [_Step(None, iter([(SAME, root)]), None, 0, again=False)]
         while stack:
             step = stack[-1]
+            if step.again:  # each member counts, also plain ones: a long list has many
+                self.repeats += 1
             pair = next(step.left, None)
             if pair is None or (step.again and self.repeats > MAX_REPEATS):
                 self._close(stack.pop(), whole=pair is None)
@@ -79,9 +81,11 @@ class _Search(Generic[T]):
             stack.append(self._enter(value, path, again=again or step.again))
 
     def _is_followed_again(self, value: object) -> bool:
-        self.repeats += 1
         known = id(value)
-        return known not in self.empty and known not in self.open and self.repeats <= MAX_REPEATS
+        if known in self.empty or known in self.open:
+            return False
+        self.repeats += 1
+        return self.repeats <= MAX_REPEATS
 
     def _enter(self, value: object, path: Path | None, *, again: bool) -> _Step:
         self.seen[id(value)] = value
