@@ -142,6 +142,8 @@ _HARMLESS: dict[str, frozenset[str]] = {
         "torch._tensor": "Tensor _rebuild_from_type _rebuild_from_type_v2",
         "torch.serialization": "_get_layout",
         "torch.nn.parameter": "Parameter Buffer",
+        "torch._dynamo.decorators": "_DimRange",  # in nested tensors
+        "torch.nested._internal.nested_tensor": "_rebuild_njt NestedTensor",
         **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct scalar"),
         **dict.fromkeys(("numpy.core.numeric", "numpy._core.numeric"), "_frombuffer"),
     }.items()
