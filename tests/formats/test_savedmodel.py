@@ -1,6 +1,9 @@
 """saved_model.pb: what its graphs would do, in files of TensorFlow and in graphs made here."""
 
 import contextlib
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -121,6 +124,42 @@ def test_the_last_operation_of_a_node_counts():
     """As in the libraries of Protocol Buffers, so that nothing hides behind an earlier one."""
     assert told(saved(node(b"n", b"Add") + field(2, b"ReadFile")))
     assert not told(saved(node(b"n", b"ReadFile") + field(2, b"Add")))
+
+
+def test_nothing_is_imported_opened_or_run():
+    """In a process of its own, no event that Python audits happens while files are described."""
+    indexes = [path.read_bytes() for path in GOLDEN.rglob("*.index")]
+    script = textwrap.dedent(
+        f"""
+        import sys
+        from mstore.formats.base import BytesReader
+        from mstore.formats.detect import describe
+        from mstore.formats.savedmodel import SavedModelFormat
+        from mstore.formats.tensorbundle import TensorBundleCompanion
+        events = []
+        def hook(event, arguments):
+            if watching:
+                events.append((event, arguments))
+        watching = False
+        graphs = {[FILES["outside"], FILES["saved"]]!r}
+        indexes = {indexes!r}
+        sys.addaudithook(hook)
+        before = set(sys.modules)
+        watching = True
+        for data in graphs:
+            describe(BytesReader(data))
+            SavedModelFormat().findings(BytesReader(data))
+        for data in indexes:
+            describe(BytesReader(data))
+            TensorBundleCompanion().parse(BytesReader(data), "x.index")
+        watching = False
+        print(events, set(sys.modules) - before)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stderr, done.stdout) == ("", "[] set()\n")
 
 
 @pytest.mark.parametrize(
