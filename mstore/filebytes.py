@@ -1,5 +1,6 @@
-"""The bytes of a stored file at any offset, read from the chunks that they lie in."""
+"""The bytes of a file at any offset, read by the chunks that they lie in."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -11,12 +12,11 @@ from mstore.chunkreader import ChunkReader, MemorySink, Wanted
 from mstore.objects import Manifest, SegmentChunks
 
 
-class StoredBytes:
+class FileBytes(ABC):
     """The content of a file of which `manifest` tells; a `layout.ByteReader`."""
 
-    def __init__(self, manifest: Manifest, reader: ChunkReader) -> None:
+    def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._reader = reader
 
     @property
     def size(self) -> int:
@@ -66,9 +66,9 @@ class StoredBytes:
         held = SegmentChunks(sum(lengths), self._ids[numbers].tobytes(), lengths=tuple(lengths))
         return held, self._starts(numbers).tolist()
 
+    @abstractmethod
     def _fetch(self, starts: NDArray[np.int64], wanted: Wanted, out: memoryview) -> None:
         """Put chunks, which begin at `starts` in the file, to their places in `out`."""
-        self._reader.read(wanted, MemorySink(out))
 
     @cached_property
     def _ids(self) -> NDArray[np.uint8]:
@@ -83,3 +83,14 @@ class StoredBytes:
             return np.zeros(0, np.int64)
         first, last = np.searchsorted(self._ends, (offset, offset + length - 1), side="right")
         return np.arange(first, last + 1)
+
+
+class StoredBytes(FileBytes):
+    """The content of a file in the repository; reading raises CorruptDataError."""
+
+    def __init__(self, manifest: Manifest, reader: ChunkReader) -> None:
+        super().__init__(manifest)
+        self._reader = reader
+
+    def _fetch(self, starts: NDArray[np.int64], wanted: Wanted, out: memoryview) -> None:
+        self._reader.read(wanted, MemorySink(out))

@@ -15,11 +15,11 @@ from mstore.ingest import FileToStore
 from mstore.ops import gc as gc_op
 from mstore.ops import refs as refs_op
 from mstore.ops.commit import Content, Description, Target, record
-from mstore.ops.diff import Diff, diff_snapshots
+from mstore.ops.diff import Diff, diff_located
 from mstore.ops.history import log
 from mstore.ops.opening import open_files
 from mstore.ops.repack import RepackReport, repack
-from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name, resolve
+from mstore.ops.revisions import DEFAULT_BRANCH, DEFAULT_MODEL, check_name, locate, resolve
 from mstore.ops.scan import REPOSITORY_FOLDER, FoundFile, Scan
 from mstore.ops.settings import configure
 from mstore.ops.stats import Stats, stats
@@ -194,16 +194,14 @@ class Repository:
     ) -> Diff:
         """What changed from one version to another, per file and per tensor, with numbers.
 
-        `tensor` is a pattern such as `encoder.*` that limits the tensors looked at. Without
-        `numbers` no weights are read.
+        With paths, as in `main:model.pt` and `main:model.safetensors`, two files are compared
+        tensor by tensor, whatever their names and formats, or the files of two folders; a path on
+        one side only is meant on both. `tensor` is a pattern such as `encoder.*` that limits the
+        tensors looked at. Without `numbers` no weights are read.
         """
-        return diff_snapshots(
-            self.database,
-            self[before].record,
-            self[after].record,
-            tensor=tensor,
-            numbers=numbers,
-        )
+        db = self.database
+        ends = (locate(db, self.model_name, text) for text in (before, after))
+        return diff_located(db, *ends, tensor=tensor, numbers=numbers)
 
     def create_branch(
         self, name: str, revision: str | Id = DEFAULT_BRANCH, *, author: str | None = None

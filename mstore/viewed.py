@@ -2,22 +2,19 @@
 
 from collections.abc import Sequence
 
-from mstore.canonical import pack
 from mstore.chunkreader import ChunkReader
-from mstore.filebytes import StoredBytes
-from mstore.ids import identify_tensor
+from mstore.filebytes import FileBytes
 from mstore.layout import View, extents
 from mstore.numpy_dtypes import Array
 from mstore.objects import SegmentChunks
-from mstore.tensorfields import view_to_map
 from mstore.tensors import TensorView
-from mstore.viewreader import ViewReader
+from mstore.viewreader import ViewReader, view_id
 
 
 class ViewTensor(TensorView):
     """A tensor whose elements lie somewhere in the bytes of its file."""
 
-    def __init__(self, path: str, view: View, content: StoredBytes, reader: ChunkReader) -> None:
+    def __init__(self, path: str, view: View, content: FileBytes, reader: ChunkReader) -> None:
         """`content` is that of the file at `path`."""
         super().__init__(path, view.tensor, reader)
         self._view = view
@@ -27,9 +24,7 @@ class ViewTensor(TensorView):
     @property
     def id(self) -> str:
         """The id of the content, 64 hexadecimal digits: equal ids mean equal tensors."""
-        chunks, starts = self._bytes.chunks(extents(self._view))
-        described = {**view_to_map(self._view), "name": "", "starts": starts}
-        return identify_tensor(pack([described, chunks.ids])).hex()
+        return view_id(self._view, self._bytes).hex()
 
     def _chunks(self) -> SegmentChunks:
         return self._bytes.chunks(extents(self._view))[0]

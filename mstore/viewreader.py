@@ -1,16 +1,20 @@
 """The elements of tensors that are no segment of their own: strides, tiles, and recoded bytes."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mstore.filebytes import StoredBytes
-from mstore.layout import Recoded, Strided, Tiled, View, grid
+from mstore.canonical import pack
+from mstore.filebytes import FileBytes
+from mstore.ids import Id, identify_tensor
+from mstore.layout import Recoded, Strided, Tiled, View, extents, grid
 from mstore.numpy_dtypes import Array, array_from_bytes, bytes_of, numpy_dtype
 from mstore.recoding import decode
+from mstore.tensorfields import view_to_map
 
 _Range = tuple[int, int]
 
@@ -24,7 +28,7 @@ class ViewReader:
     holds something else than it says.
     """
 
-    def __init__(self, view: View, content: StoredBytes) -> None:
+    def __init__(self, view: View, content: FileBytes) -> None:
         self._tensor = view.tensor
         self._place = view.place
         self._bytes = content
@@ -102,6 +106,24 @@ class ViewReader:
             inside = tuple(part for _, part, _ in parts)
             out[tuple(there for _, _, there in parts)] = whole[inside]
         return out
+
+
+def view_id(view: View, content: FileBytes) -> Id:
+    """The id of what a view shows: equal ids mean equal tensors.
+
+    It is made of the chunks that hold the view, and of where its elements are in these.
+    """
+    chunks, starts = content.chunks(extents(view))
+    start = starts[0] if starts else 0
+    described = {**view_to_map(View(view.tensor, _from(view.place, start))), "name": ""}
+    return identify_tensor(pack([described, [one - start for one in starts], chunks.ids]))
+
+
+def _from(place: Strided | Tiled | Recoded, start: int) -> Strided | Tiled | Recoded:
+    """The place as it is seen from a later start of the file."""
+    if isinstance(place, Tiled):
+        return replace(place, offsets=tuple(max(at - start, -1) for at in place.offsets))
+    return replace(place, offset=max(place.offset - start, 0))
 
 
 def _unit(itemsize: int) -> "np.dtype[np.void]":

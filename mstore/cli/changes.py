@@ -131,7 +131,10 @@ def _print_totals(totals: Totals) -> None:
     removed, added = text.size(totals.bytes_removed), text.size(totals.bytes_added)
     output.data(f"data     {added} new, {removed} gone")
     if totals.tensors:
-        output.data(f"tensors  {_counts(totals.tensors)}")
+        same = totals.unchanged_tensors
+        output.data(
+            f"tensors  {_counts(totals.tensors)}" + (f", {same:,} unchanged" if same else "")
+        )
     if totals.elements:
         share = text.share(totals.changed_elements, totals.elements)
         output.data(f"numbers  {share} of {totals.elements:,} elements changed")

@@ -18,8 +18,10 @@ class Change(StrEnum):
     DTYPE = "dtype"
     """Tensors: the element type is another."""
     RESHAPED = "reshaped"
-    """Tensors: the shape or the order of the elements is another, the type is not."""
+    """Tensors: the shape is another, the type is not."""
     MODIFIED = "modified"
+    REORDERED = "reordered"
+    """Tensors: the values are the same, in another order of elements or of their bytes."""
     RENAMED = "renamed"
     """A tensor of the same content has another name; a file of similar content another path."""
     MOVED = "moved"
@@ -30,7 +32,7 @@ class Change(StrEnum):
 class FileChange:
     """A file that is not the same in both versions.
 
-    `path` is where it is now, or was; `old_path` where it was, if it was renamed. `before` and
+    `path` is where it is now, or was; `old_path` where it was, if that is another. `before` and
     `after` are None where there is no such file. `bytes_removed` are those of the chunks that only
     the old file holds, `bytes_added` of those that only the new one does: both are 0 where only
     the path or the executable bit is another.
@@ -130,6 +132,7 @@ class TensorChange:
 class Totals:
     """The sums of a diff: how many changes of each kind, and over all files and tensors listed.
 
+    `unchanged_tensors` are those of files that were compared tensor by tensor.
     `numbers` is over those tensors of floating-point or complex elements that were compared, as
     if they were one long tensor; integers, such as counters, would drown them. `elements` and
     `changed_elements` are of all tensors that were compared.
@@ -138,6 +141,7 @@ class Totals:
     files: dict[Change, int]
     unchanged_files: int
     tensors: dict[Change, int]
+    unchanged_tensors: int
     bytes_removed: int
     bytes_added: int
     changed_chunks: int
@@ -152,6 +156,7 @@ class Totals:
             "files": {kind.value: count for kind, count in self.files.items()},
             "unchanged_files": self.unchanged_files,
             "tensors": {kind.value: count for kind, count in self.tensors.items()},
+            "unchanged_tensors": self.unchanged_tensors,
             "bytes_removed": self.bytes_removed,
             "bytes_added": self.bytes_added,
             "changed_chunks": self.changed_chunks,
@@ -194,6 +199,7 @@ _RANKS = {
             Change.REMOVED,
             Change.ADDED,
             Change.MODIFIED,
+            Change.REORDERED,
             Change.RENAMED,
             Change.MOVED,
         )

@@ -1,19 +1,20 @@
 """Finding what changed from one version to another: files, tensors, and by how much.
 
-Deciding what changed needs only metadata. For the numbers of modified tensors, the chunks that
-differ are read.
+Deciding what changed needs only metadata, but for tensors whose files hold them in different ways.
+For the numbers of modified tensors, the chunks that differ are read.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from mstore.database import Database
-from mstore.layout import Tensor
-from mstore.objects import Snapshot
+from mstore.names import canonical_name
 from mstore.ops.changes import Change, Diff, FileChange, TensorAt, TensorChange, Totals
 from mstore.ops.compare import Numbers
 from mstore.ops.matching import (
@@ -22,31 +23,41 @@ from mstore.ops.matching import (
     chunk_difference,
     match_files,
     match_tensors,
+    match_under,
     natural,
 )
-from mstore.ops.measure import Pair, changed_chunks, cut_alike, measure
-from mstore.ops.sides import Place, Side, StoredSide
+from mstore.ops.measure import changed_chunks, cut_alike, measure
+from mstore.ops.revisions import Located, files_of
+from mstore.ops.rowmajor import is_column_major, plain_type
+from mstore.ops.sides import Place, Side, side_of
+from mstore.ops.values import digest, measure_values
 
-__all__ = ["Diff", "diff_sides", "diff_snapshots"]
+__all__ = ["Diff", "diff_located", "diff_sides", "diff_under"]
 
 _CONTINUOUS = ("float", "complex")
+_SAME_VALUES = (Change.REORDERED, Change.RENAMED, Change.MOVED)
 
 
-def diff_snapshots(
+def diff_located(
     db: Database,
-    before: Snapshot,
-    after: Snapshot,
+    before: Located,
+    after: Located,
     *,
     numbers: bool = True,
     tensor: str | None = None,
-    threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Diff:
-    """What changed between two versions in the repository; see `diff_sides`."""
-    one, other = StoredSide(db, before), StoredSide(db, after)
-    return diff_sides(
-        db, one, other, numbers=numbers, tensor=tensor, threads=threads, progress=progress
+    """What changed between two versions in the repository, or differs between files of them.
+
+    A path that only one of the two has is meant for both. See `diff_sides` and `diff_under`.
+    """
+    if not (path := before.path or after.path):
+        sides = side_of(db, before), side_of(db, after)
+        return diff_sides(db, *sides, numbers=numbers, tensor=tensor)
+    one, other = (
+        end if end.path else files_of(db, end.commit, end.revision, path) for end in (before, after)
     )
+    sides, roots = (side_of(db, one), side_of(db, other)), (one.path, other.path)
+    return diff_under(db, *sides, roots, numbers=numbers, tensor=tensor)
 
 
 def diff_sides(
@@ -61,33 +72,136 @@ def diff_sides(
 ) -> Diff:
     """What changed from `before` to `after`.
 
-    `numbers` also reads the chunks that differ, and says how far modified tensors moved.
-    `tensor` is a glob that the name of a tensor, old or new, must match to be listed and
-    compared; files are listed all the same. `progress` is told how many more bytes were read.
-    Raises CorruptDataError when something stored is damaged, and ConflictError when a file of a
-    working directory changed meanwhile.
+    `numbers` also reads the chunks that differ, and says how far modified tensors moved; without
+    them, what is stored in another way counts as modified, since nobody knows. `tensor` is a glob
+    that the name of a tensor, old or new, must match to be listed and compared; files are listed
+    all the same. `progress` is told how many more bytes were read. Raises CorruptDataError when
+    something stored is damaged, and ConflictError when a file of a working directory changed
+    meanwhile.
     """
     files = match_files(before, after)
-    tensors = match_tensors(before, after, files)
-    changes = [_alone(Change.REMOVED, place) for place in tensors.removed if _wanted(tensor, place)]
-    changes += [_alone(Change.ADDED, place) for place in tensors.added if _wanted(tensor, place)]
-    same_files = set(files.both)
-    pairs: list[tuple[Change, Pair]] = []
-    for pair in tensors.both:
-        kind = _kind(*pair, same_file=(pair[0].path, pair[1].path) in same_files)
-        if kind is not None and _wanted(tensor, *pair):
-            pairs.append((kind, pair))
-    comparable = [numbers and _comparable(*change) for change in pairs]
-    chosen = [pair for (_, pair), chosen in zip(pairs, comparable, strict=True) if chosen]
-    measured = iter(measure(db, before, after, chosen, threads=threads, progress=progress))
-    for (kind, pair), known in zip(pairs, comparable, strict=True):
-        change = _together(kind, pair, next(measured) if known else None)
-        if not _only_recut(change):
-            changes.append(change)
-    changes.sort(key=lambda change: change.sort_key)
+    scope = _Scope(numbers, tensor, threads, progress)
+    changes, same = _tensor_changes(db, before, after, files, scope, by_path=True)
     listed = _file_changes(before, after, files)
     unchanged = len(after.files) - len(files.both) - len(files.added)
-    return Diff(listed, tuple(changes), _totals(listed, changes, unchanged))
+    return Diff(listed, changes, _totals(listed, changes, unchanged, same))
+
+
+def diff_under(
+    db: Database,
+    before: Side,
+    after: Side,
+    roots: tuple[str, str],
+    *,
+    numbers: bool = True,
+    tensor: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Diff:
+    """What differs between the files at or under two paths, whatever their names and formats.
+
+    The sides have only files at or under `roots`. A file is compared with that of the same path
+    under the other one. Tensors are the same by what formats have in common of their names (see
+    `names.canonical_name`), and only other values and shapes make a file with tensors differ.
+    Options and errors are as for `diff_sides`.
+    """
+    files = match_under(before, after, *roots)
+    scope = _Scope(numbers, tensor, threads, progress)
+    changes, same = _tensor_changes(db, before, after, files, scope, by_path=False)
+    differing = {
+        (side, there.path)
+        for change in changes
+        if change.kind is not Change.REORDERED
+        for side, there in ((before, change.before), (after, change.after))
+        if there is not None
+    }
+    listed = tuple(
+        replace(change, kind=Change.MODIFIED) if change.kind is Change.RENAMED else change
+        for change in _file_changes(before, after, files)
+        if (after, change.path) in differing
+        or (before, change.old_path or change.path) in differing
+        or _differs_besides(change, before, after)
+    )
+    unchanged = len(files.both) - sum(1 for one in listed if one.before and one.after)
+    return Diff(listed, changes, _totals(listed, changes, unchanged, same))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What is asked for, and who is told; see `diff_sides`."""
+
+    numbers: bool
+    tensor: str | None
+    threads: int | None
+    progress: Callable[[int], None] | None
+
+
+class _Pair(NamedTuple):
+    """A tensor before and after."""
+
+    before: Place
+    after: Place
+
+    @property
+    def lies_alike(self) -> bool:
+        """Whether the elements are in the same order in both files, in chunks of their own."""
+        old, new = self.before.tensor, self.after.tensor
+        return (
+            self.before.view is None
+            and self.after.view is None
+            and old.dtype.big_endian == new.dtype.big_endian
+            and is_column_major(old) == is_column_major(new)
+        )
+
+    @property
+    def same_bytes(self) -> bool:
+        """Whether the elements are known to be the same without reading any."""
+        if self.before.id == self.after.id:
+            return True
+        alike = self.lies_alike and cut_alike(*self)
+        return alike and self.before.segment.ids == self.after.segment.ids
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether content differs, and elements of the two can be told to be the same one."""
+        old, new = self.before.tensor, self.after.tensor
+        if self.same_bytes:
+            return False
+        if old.shape == new.shape:
+            return True
+        alike = is_column_major(old) == is_column_major(new) and old.dtype == new.dtype
+        return alike and prod(old.shape) == prod(new.shape)
+
+
+def _tensor_changes(
+    db: Database, before: Side, after: Side, files: Matched[str], scope: _Scope, *, by_path: bool
+) -> tuple[tuple[TensorChange, ...], int]:
+    """The changes of the tensors in these files, and how many tensors are the same."""
+    tensors = match_tensors(before, after, files, digest if scope.numbers else None)
+    changes = [
+        _alone(kind, place)
+        for kind, places in ((Change.REMOVED, tensors.removed), (Change.ADDED, tensors.added))
+        for place in places
+        if _wanted(scope.tensor, place)
+    ]
+    pairs = [_Pair(*pair) for pair in tensors.both if _wanted(scope.tensor, *pair)]
+    numbers = _measure(db, before, after, pairs, scope) if scope.numbers else [None] * len(pairs)
+    same_files = set(files.both) if by_path else None
+    for pair, known in zip(pairs, numbers, strict=True):
+        if (kind := _kind(pair, known, same_files)) is not None:
+            changes.append(_together(kind, pair, known))
+    changes.sort(key=lambda change: change.sort_key)
+    paths = [
+        *files.added,
+        *(
+            path
+            for old_path, path in files.both
+            if not by_path or before.files[old_path].manifest != after.files[path].manifest
+        ),
+    ]
+    listed = (one for path in paths for one in after.manifest(path).listed())
+    there = sum(1 for one in listed if scope.tensor is None or fnmatchcase(one.name, scope.tensor))
+    return tuple(changes), max(0, there - sum(1 for one in changes if one.after is not None))
 
 
 def _wanted(pattern: str | None, *places: Place) -> bool:
@@ -100,64 +214,87 @@ def _alone(kind: Change, place: Place) -> TensorChange:
     before, after = (there, None) if kind is Change.REMOVED else (None, there)
     chunks = place.segment.count
     return TensorChange(
-        kind, place.tensor.name, place.path, before, after, chunks, chunks, place.segment.length
+        kind, place.tensor.name, place.path, before, after, chunks, chunks, place.tensor.nbytes
     )
 
 
-def _together(kind: Change, pair: Pair, numbers: Numbers | None) -> TensorChange:
+def _together(kind: Change, pair: _Pair, numbers: Numbers | None) -> TensorChange:
     """A tensor that both sides have."""
     before, after = (TensorAt(place.path, place.tensor) for place in pair)
+    if kind in _SAME_VALUES:
+        numbers = None
     extent = _extent(*pair)
     return TensorChange(kind, after.tensor.name, after.path, before, after, *extent, numbers)
 
 
-def _kind(before: Place, after: Place, *, same_file: bool) -> Change | None:
-    """What became of a tensor; None if nothing did."""
-    old, new = before.tensor, after.tensor
-    if old.dtype != new.dtype:
+def _measure(
+    db: Database, before: Side, after: Side, pairs: Sequence[_Pair], scope: _Scope
+) -> list[Numbers | None]:
+    """The numbers of each pair; None where content is the same, or cannot be compared."""
+    found: list[Numbers | None] = [None] * len(pairs)
+    threads, progress = scope.threads, scope.progress
+    comparable = [number for number, pair in enumerate(pairs) if pair.is_comparable]
+    alike = [number for number in comparable if pairs[number].lies_alike]
+    chosen: list[tuple[Place, Place]] = [pairs[number] for number in alike]
+    by_chunks = measure(db, before, after, chosen, threads=threads, progress=progress)
+    for number, numbers in zip(alike, by_chunks, strict=True):
+        found[number] = numbers
+    others = [number for number in comparable if not pairs[number].lies_alike]
+    chosen = [pairs[number] for number in others]
+    by_values = measure_values(before, after, chosen, threads=threads, progress=progress)
+    for number, known in zip(others, by_values, strict=True):
+        found[number] = known
+    return found
+
+
+def _kind(
+    pair: _Pair, numbers: Numbers | None, same_files: Collection[tuple[str, str]] | None
+) -> Change | None:
+    """What became of a tensor; None if nothing did.
+
+    Where its file is not one of two `same_files`, it has moved. If these are None, its place does
+    not count, nor how formats spell its name.
+    """
+    old, new = pair.before.tensor, pair.after.tensor
+    if plain_type(old.dtype) != plain_type(new.dtype):
         return Change.DTYPE
-    if old.shape != new.shape or _order(old) != _order(new):
+    if old.shape != new.shape:
         return Change.RESHAPED
-    if not _same_bytes(before, after):
+    if not pair.same_bytes and (numbers is None or numbers.changed):
         return Change.MODIFIED
-    if old.name != new.name:
+    spelled = canonical_name if same_files is None else str
+    if spelled(old.name) != spelled(new.name):
         return Change.RENAMED
-    return None if same_file else Change.MOVED
-
-
-def _order(tensor: Tensor) -> str:
-    """The order of elements, of tensors for which it makes a difference."""
-    return tensor.order if sum(extent > 1 for extent in tensor.shape) > 1 else "C"
-
-
-def _same_bytes(before: Place, after: Place) -> bool:
-    return cut_alike(before, after) and before.segment.ids == after.segment.ids
+    if old.dtype != new.dtype or is_column_major(old) != is_column_major(new):
+        return Change.REORDERED
+    if same_files is not None and (pair.before.path, pair.after.path) not in same_files:
+        return Change.MOVED
+    return None
 
 
 def _extent(before: Place, after: Place) -> tuple[int, int, int]:
     """Chunks, how many of them changed, and the bytes of these."""
     chunks = max(before.segment.count, after.segment.count)
-    length = max(before.segment.length, after.segment.length)
+    length = max(before.tensor.nbytes, after.tensor.nbytes)
     if not cut_alike(before, after):
         return chunks, chunks, length
     changed, piece = changed_chunks(before, after), after.segment.piece
     return chunks, len(changed), int(np.minimum(piece, length - changed * piece).sum())
 
 
-def _comparable(kind: Change, pair: Pair) -> bool:
-    """Whether content differs, and elements of the two can be told to be the same one."""
-    old, new = pair[0].tensor, pair[1].tensor
-    if _order(old) != _order(new) or _same_bytes(*pair):
+def _differs_besides(change: FileChange, before: Side, after: Side) -> bool:
+    """Whether a file of no tensors is another one, or only one of two has tensors."""
+    manifests = [
+        side.manifest(path)
+        for side, path, entry in (
+            (before, change.old_path or change.path, change.before),
+            (after, change.path, change.after),
+        )
+        if entry is not None
+    ]
+    if any(next(manifest.listed(), None) is not None for manifest in manifests):
         return False
-    if kind is Change.RESHAPED:
-        return prod(old.shape) == prod(new.shape)
-    return old.shape == new.shape
-
-
-def _only_recut(change: TensorChange) -> bool:
-    """Whether the chunks differ only because they were cut in another size."""
-    numbers = change.numbers
-    return change.kind is Change.MODIFIED and numbers is not None and numbers.changed == 0
+    return len(manifests) == 1 or manifests[0].chunk_ids() != manifests[1].chunk_ids()
 
 
 def _file_changes(before: Side, after: Side, files: Matched[str]) -> tuple[FileChange, ...]:
@@ -182,13 +319,16 @@ def _file_change(before: Side, after: Side, old_path: str, path: str) -> FileCha
     return FileChange(Change.RENAMED, path, old_path, old, new, removed, added)
 
 
-def _totals(files: Sequence[FileChange], tensors: Sequence[TensorChange], unchanged: int) -> Totals:
+def _totals(
+    files: Sequence[FileChange], tensors: Sequence[TensorChange], unchanged: int, same: int
+) -> Totals:
     compared = [(change, numbers) for change in tensors if (numbers := change.numbers) is not None]
     continuous = [numbers for change, numbers in compared if _is_continuous(change)]
     return Totals(
         files=_counts(change.kind for change in files),
         unchanged_files=unchanged,
         tensors=_counts(change.kind for change in tensors),
+        unchanged_tensors=same,
         bytes_removed=sum(change.bytes_removed for change in files),
         bytes_added=sum(change.bytes_added for change in files),
         changed_chunks=sum(change.changed_chunks for change in tensors),

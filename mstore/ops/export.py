@@ -21,7 +21,7 @@ from mstore.bulkindex import as_ids
 from mstore.chunkreader import ChunkReader, Sink, Wanted
 from mstore.dtypes import DType
 from mstore.errors import ConflictError, InvalidInputError, NotFoundError
-from mstore.filebytes import StoredBytes
+from mstore.filebytes import FileBytes
 from mstore.formats.base import quote
 from mstore.formats.shards import INDEX_SUFFIX
 from mstore.ids import Id
@@ -61,7 +61,7 @@ class Exportable:
         return self.tensor.name or self.path, f"{self.path}:{self.tensor.name}"
 
 
-def exportable(path: str, manifest: Manifest, content: StoredBytes) -> Iterator[Exportable]:
+def exportable(path: str, manifest: Manifest, content: FileBytes) -> Iterator[Exportable]:
     """The tensors of the file at `path`, in file order, then its views."""
     offset = 0
     for segment in manifest.segments:

@@ -5,13 +5,15 @@ Only metadata is looked at. Files whose manifests are the same are never opened.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from mstore.ids import Id
+from mstore.names import canonical_name
 from mstore.objects import Manifest, SegmentChunks
-from mstore.ops.sides import Place, Side, places
+from mstore.ops.rowmajor import plain_type
+from mstore.ops.sides import Place, Side
 
 T = TypeVar("T")
 
@@ -57,32 +59,88 @@ def match_files(before: Side, after: Side) -> Matched[str]:
     return Matched(both, [file.path for file in gone], [file.path for file in new])
 
 
-def match_tensors(before: Side, after: Side, files: Matched[str]) -> Matched[Place]:
+def match_under(before: Side, after: Side, old_root: str, root: str) -> Matched[str]:
+    """The paths of files of one name under two paths, and of those only under one of them.
+
+    Each path is that of a folder or a file; a file belongs to a file. Files of the same content
+    are listed, too.
+    """
+    olds = {path.removeprefix(old_root): path for path in before.files}
+    news = {path.removeprefix(root): path for path in after.files}
+    both = sorted(olds.keys() & news.keys(), key=natural)
+    return Matched(
+        [(olds[name], news[name]) for name in both],
+        [olds[name] for name in sorted(olds.keys() - news.keys(), key=natural)],
+        [news[name] for name in sorted(news.keys() - olds.keys(), key=natural)],
+    )
+
+
+def match_tensors(
+    before: Side,
+    after: Side,
+    files: Matched[str],
+    digest: Callable[[Side, Place], Hashable] | None = None,
+) -> Matched[Place]:
     """The tensors in the given files, except those in pairs of equal content.
 
-    Tensors are the same by name within one file; else by name and content in any file; else by a
-    name that is left over once on each side (models cut into other files); else by content.
+    Tensors are the same by name within one file, or else by the name that is canonical for it;
+    else by name and content in any file; else by a name, or then a canonical one, that is left
+    over once on each side (models cut into other files); else by content. `digest` gives a hash of
+    the values of a tensor, for those that are stored in several ways; without it, nothing is read.
     """
     both: list[tuple[Place, Place]] = []
-    gone = [place for path in files.removed for place in _tensors(before, path)]
-    new = [place for path in files.added for place in _tensors(after, path)]
+    gone = [place for path in files.removed for place in before.places(path)]
+    new = [place for path in files.added for place in after.places(path)]
     for old_path, path in files.both:
         if before.files[old_path].manifest == after.files[path].manifest:
             continue
-        named = {place.tensor.name: place for place in _tensors(before, old_path)}
-        for place in _tensors(after, path):
-            if (match := named.pop(place.tensor.name, None)) is not None:
-                both.append((match, place))
-            else:
-                new.append(place)
-        gone.extend(named.values())
+        here, there = list(before.places(old_path)), list(after.places(path))
+        both += _pair_off(here, there, lambda place: place.tensor.name)
+        both += _pair_off(here, there, _canonical, unique=True)
+        gone += here
+        new += there
     for left in (gone, new):
         left.sort(key=lambda place: (natural(place.path), natural(place.tensor.name)))
-    both += _pair_off(gone, new, lambda place: (place.tensor.name, place.segment.tensor_id))
+    both += _pair_off(gone, new, lambda place: (place.tensor.name, place.id))
     # The only tensor of a file has no name to go by.
     both += _pair_off(gone, new, lambda place: place.tensor.name or None, unique=True)
-    both += _pair_off(gone, new, lambda place: place.segment.tensor_id)
+    both += _pair_off(gone, new, _canonical, unique=True)
+    both += _pair_off(gone, new, lambda place: place.id)
+    if digest is not None:
+        both += _pair_values(before, after, gone, new, digest)
     return Matched(both, gone, new)
+
+
+def _canonical(place: Place) -> str | None:
+    return canonical_name(place.tensor.name) or None
+
+
+def _pair_values(
+    before: Side,
+    after: Side,
+    gone: list[Place],
+    new: list[Place],
+    digest: Callable[[Side, Place], Hashable],
+) -> list[tuple[Place, Place]]:
+    """Take from both lists what has the same values, where these may be stored in several ways."""
+
+    def shape(place: Place) -> Hashable:
+        return plain_type(place.tensor.dtype), place.tensor.shape
+
+    # What is stored in one way only has been paired off by its content, or is not the same.
+    ways: defaultdict[Hashable, set[Hashable]] = defaultdict(set)
+    for place in (*gone, *new):
+        # Views are told apart, since any two may be stored in two ways.
+        way = place.tensor.dtype, place.tensor.order, place.segment.piece
+        ways[shape(place)].add(way if place.view is None else place.view)
+    shapes = {shape(place) for place in gone} & {shape(place) for place in new}
+    wanted = {one for one in shapes if len(ways[one]) > 1}
+    keys: dict[int, Hashable] = {}
+    for side, places in ((before, gone), (after, new)):
+        for place in places:
+            if shape(place) in wanted and (found := digest(side, place)) is not None:
+                keys[id(place)] = shape(place), found
+    return _pair_off(gone, new, lambda place: keys.get(id(place)))
 
 
 def chunk_difference(
@@ -114,10 +172,6 @@ class _File:
 def _only_in(side: Side, other: Side) -> list[_File]:
     paths = sorted((path for path in side.files if path not in other.files), key=natural)
     return [_File(path, side.files[path].manifest, side.files[path].size) for path in paths]
-
-
-def _tensors(side: Side, path: str) -> Iterator[Place]:
-    return places(path, side.manifest(path))
 
 
 def _pair_off(

@@ -2,7 +2,8 @@
 
 Where both sides are cut alike, only chunks that differ are read. What the others add to the norms
 is in the index; one whose energy is not known there is read once. Elements of two types, or cut
-into pieces of two sizes, are read whole, a piece at a time.
+into pieces of two sizes, are read whole, a piece at a time. For tensors that lie in two orders, or
+are views, see `ops.values`.
 """
 
 import math
@@ -101,6 +102,8 @@ def measure(
 
 def cut_alike(before: Place, after: Place) -> bool:
     """Whether equal chunk ids at equal places mean equal elements."""
+    if before.view is not None or after.view is not None:
+        return False
     return before.tensor.dtype == after.tensor.dtype and before.segment.piece == after.segment.piece
 
 

@@ -84,7 +84,7 @@ def locate(db: Database, model: str, text: str, head: Id | None = None) -> Locat
     nearest paths.
     """
     with suppress(NotFoundError, InvalidInputError):
-        return _locate(db, resolve(db, model, text, head), text, "")
+        return files_of(db, resolve(db, model, text, head), text, "")
     parts, missing = text.split(":"), None
     for count in range(1, min(len(parts), 3)):
         revision, path = ":".join(parts[:count]), ":".join(parts[count:])
@@ -93,17 +93,21 @@ def locate(db: Database, model: str, text: str, head: Id | None = None) -> Locat
         except (NotFoundError, InvalidInputError):
             continue
         try:
-            return _locate(db, commit, revision, path)
+            return files_of(db, commit, revision, path)
         except NotFoundError as error:
             missing = missing or error
     if missing is not None:
         raise missing
     # It is the revision that is wrong, and this tells how.
     known = parts[0] in db.root.models
-    return _locate(db, resolve(db, model, ":".join(parts[: 1 + known]), head), text, "")
+    return files_of(db, resolve(db, model, ":".join(parts[: 1 + known]), head), text, "")
 
 
-def _locate(db: Database, commit: Id, revision: str, path: str) -> Located:
+def files_of(db: Database, commit: Id, revision: str, path: str) -> Located:
+    """The files at or under `path` in a commit that is called `revision`; all for an empty path.
+
+    Raises NotFoundError with the nearest paths.
+    """
     files = db.snapshot(db.commit(commit).snapshot).files
     if path not in files:
         path = path.removeprefix("./").rstrip("/")

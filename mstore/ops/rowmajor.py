@@ -11,7 +11,7 @@ import numpy as np
 
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import InvalidInputError
-from mstore.filebytes import StoredBytes
+from mstore.filebytes import FileBytes
 from mstore.ids import Id
 from mstore.layout import Recoded, Strided, Tensor, Tiled, View
 from mstore.numpy_dtypes import Array, array_from_bytes, bytes_of, little_endian
@@ -32,7 +32,7 @@ class Lying:
     tensor: Tensor
     place: SegmentChunks | View
     offset: int
-    content: StoredBytes
+    content: FileBytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def _is_row_major(view: View) -> bool:
     return True
 
 
-def _runs(content: StoredBytes, offset: int, length: int) -> list[Run]:
+def _runs(content: FileBytes, offset: int, length: int) -> list[Run]:
     """The bytes of a file from `offset` on."""
     held, starts = content.chunks([(offset, length)])
     runs = []

@@ -213,7 +213,10 @@ def test_diff_of_two_versions(first: str, second: str, mstore: Any) -> None:
         "files    1 added, 1 removed, 1 modified, 1 renamed, 0 unchanged",
         lines[11],
     ]
-    assert lines[12:14] == ["tensors  1 modified", "numbers  100.0 % of 256 elements changed"]
+    assert lines[12:14] == [
+        "tensors  1 modified, 2 unchanged",
+        "numbers  100.0 % of 256 elements changed",
+    ]
 
 
 def test_diff_json(first: str, second: str, mstore: Any) -> None:
@@ -274,7 +277,7 @@ def test_diff_stat_reads_no_weights(
     monkeypatch.setattr("mstore.ops.sides.StoredSide.read", None)
     lines = mstore.ok("diff", "--stat", "HEAD~1", "HEAD").lines
     assert not any(line.split()[:1] == ["tensor"] for line in lines)
-    assert "tensors  1 modified" in lines
+    assert "tensors  1 modified, 2 unchanged" in lines
     assert mstore.json("diff", "--stat", "HEAD~1", "HEAD")["tensors"][0]["numbers"] is None
 
 

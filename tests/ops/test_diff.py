@@ -20,13 +20,18 @@ from mstore.ops.changes import Change
 from mstore.ops.commit import Content, Description, Target, record
 from mstore.ops.compare import compare
 from mstore.ops.describing import describe_file
-from mstore.ops.diff import diff_sides, diff_snapshots
+from mstore.ops.diff import diff_sides
 from mstore.ops.sides import FileSide, StoredSide
 from mstore.sources import BufferSource
 from mstore.storage.memory import MemoryStorage
 
 F32 = BY_NAME["f32"]
 HEAD = b"some header here"
+
+
+def diff_snapshots(db, before, after, **options):
+    """What changed between two versions."""
+    return diff_sides(db, StoredSide(db, before), StoredSide(db, after), **options)
 
 
 class Counting(MemoryStorage):
@@ -335,11 +340,36 @@ class TestTensorKinds:
         raw = random(1, 12).tobytes()
         old, new = ("f32", (3, 4), "C", raw), ("f32", (3, 4), "F", raw)
         change = only(diff({"m": {"w": old}}, {"m": {"w": new}}).tensors)
-        assert (change.kind, change.numbers) == (Change.RESHAPED, None)
+        assert change.kind == Change.MODIFIED
+        one = np.frombuffer(raw, "f4").reshape(3, 4)
+        turned = np.frombuffer(raw, "f4").reshape(4, 3).T
+        assert_like_numpy(change.numbers, one, turned)
+        same = ("f32", (3, 4), "F", one.T.tobytes())
+        change = only(diff({"m": {"w": old}}, {"m": {"w": same}}).tensors)
+        assert (change.kind, change.numbers) == (Change.REORDERED, None)
+        (change,) = diff({"m": {"w": old}}, {"m": {"w": same}}, numbers=False).tensors
+        assert change.kind == Change.MODIFIED
         other = ("f32", (3, 4), "F", random(2, 12).tobytes())
-        change = only(diff({"m": {"w": old}}, {"m": {"w": other}}).tensors)
-        assert (change.kind, change.numbers) == (Change.RESHAPED, None)
         assert numbers_of(new, other).changed == 12
+
+    def test_order_of_bytes(self):
+        old = random(1, 600)
+        old[5] = np.nan
+        same = (">f32", (600,), "C", old.astype(">f4").tobytes())
+        change = only(diff({"m": {"w": old}}, {"m": {"w": same}}).tensors)
+        assert (change.kind, change.numbers) == (Change.REORDERED, None)
+        new = old.copy()
+        new[7] += 1
+        change = only(diff({"m": {"w": new}}, {"m": {"w": same}}).tensors)
+        assert (change.kind, change.numbers.changed) == (Change.MODIFIED, 1)
+
+    def test_order_of_what_has_another_name(self):
+        old = random(1, (30, 40))
+        same = ("f32", (30, 40), "F", old.T.tobytes())
+        change = only(diff({"m": {"v": old}}, {"m": {"w": same}}).tensors)
+        assert (change.kind, change.name) == (Change.RENAMED, "w")
+        found = diff({"m": {"v": old}}, {"m": {"w": same}}, numbers=False).tensors
+        assert {change.kind for change in found} == {Change.ADDED, Change.REMOVED}
 
     def test_order_of_a_vector_means_nothing(self):
         raw = random(1, 12).tobytes()
