@@ -145,7 +145,7 @@ def _print(file: Scanned, *, everything: bool) -> None:
         if len(places) > shown:
             _print_line(_INDENT, danger, f"… and {len(places) - shown} more; all of them with -v")
     if hazards.left_out:
-        _print_line(_INDENT, "", f"… and {hazards.left_out} more findings")
+        output.data(f"{_INDENT}… and {hazards.left_out} more findings")
 
 
 def _print_line(indent: str, word: str, what: str, more: str = "") -> None:

@@ -5,12 +5,14 @@ allowed, what is on a list of harmful ones is dangerous, and what is on neither 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
 from mstore.formats.base import Danger, Finding, Format, quote
 from mstore.formats.detect import COMPANIONS, find_format
+from mstore.formats.pickle_file import find_deeds
+from mstore.formats.pickle_stack import new_account
 from mstore.layout import Beside, ByteReader
 from mstore.strictjson import parse_json
 
@@ -24,6 +26,7 @@ DANGERS: Final[Sequence[Danger]] = ("dangerous", "unknown", "allowed")
 """What a finding may be, worst first."""
 
 _MAX_CONFIG = 4 << 20
+_MAX_READ = 32 << 20  # bytes of a file that is no pickle, as far as anybody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,12 @@ def find_hazards(reader: ByteReader, beside: Beside | None = None) -> Hazards:
     raises, never anything because of the content.
     """
     found = find_format(reader)
+    hazards = judge(reader, found)
+    if hazards.dangerous or hazards.problem is not None:
+        return hazards
     if found is None:
         configured = list(_configured(reader, beside.name)) if beside else []
         return _hazards("config" if configured else _described(reader, beside), configured)
-    hazards = judge(reader, found)
-    if hazards.problem is not None or hazards.dangerous:
-        return hazards
     try:
         found.examine(reader)
     except UnsafeInputError as error:
@@ -92,16 +95,56 @@ def find_hazards(reader: ByteReader, beside: Beside | None = None) -> Hazards:
 def judge(reader: ByteReader, found: Format | None) -> Hazards:
     """What loading a file of format `found` would do; says nothing more of its structure.
 
-    Next to nothing for a format whose files cannot do anything. Raises as `find_hazards` does.
+    Next to nothing is read of a file that cannot do anything. Raises as `find_hazards` does.
     """
-    if found is None or type(found).findings is Format.findings:
-        return Hazards(found.name if found else "")
+    name = found.name if found else ""
+    problem = None
+    findings: list[Finding] = []
     try:
-        return _hazards(found.name, found.findings(reader))
+        if found is not None and type(found).findings is not Format.findings:
+            findings = found.findings(reader)
     except UnsafeInputError as error:
-        return _hazards(found.name, [Finding("dangerous", error.message)])
+        findings = [Finding("dangerous", error.message)]
     except (FormatError, LimitExceededError) as error:
-        return Hazards(found.name, problem=error.message, judged=False)
+        problem = error.message
+    if not any(finding.danger == "dangerous" for finding in findings):
+        findings = [*findings, *_harm_as_pickle(reader)]
+    hazards = _hazards(name, findings)
+    return hazards if problem is None else replace(hazards, problem=problem, judged=False)
+
+
+def _harm_as_pickle(reader: ByteReader) -> list[Finding]:
+    """What harm a file does if it is loaded as a pickle, whatever else it is.
+
+    A file can be a good one of another format, or of none, and yet begin with a pickle; and
+    libraries go by the name of a file, or by what they are told. Nearly all files that are no
+    pickle break off after a few opcodes.
+    """
+    try:
+        deeds = find_deeds(_Sparing(reader), new_account(reader.size))
+    except (FormatError, LimitExceededError, UnsafeInputError):
+        return []
+    return [
+        Finding(deed.danger, f"{deed.verb}s {deed.what}, loaded as a pickle", f"byte {deed.at}")
+        for deed in deeds
+        if deed.danger == "dangerous" and deed.verb == "call"
+    ]
+
+
+class _Sparing:
+    """The bytes of a file, of which not too many may be read."""
+
+    def __init__(self, reader: ByteReader) -> None:
+        self.size = reader.size
+        self._reader = reader
+        self._left = _MAX_READ
+
+    def read(self, offset: int, length: int) -> bytes:
+        """As the file; raises LimitExceededError when it is asked for more in all."""
+        self._left -= length
+        if self._left < 0:
+            raise LimitExceededError("it is not looked into any further")
+        return self._reader.read(offset, length)
 
 
 def _hazards(name: str, findings: Iterable[Finding]) -> Hazards:

@@ -91,7 +91,10 @@ def refusal(files: Mapping[str, Hazards]) -> UnsafeInputError:
 
 def warning_of(path: str, hazards: Hazards) -> str:
     """What to tell at a commit of a file that is dangerous to load."""
-    return f"{path}: {_reason(hazards)}; nothing here runs it, and `mstore scan` tells more"
+    return (
+        f"{path}: {_reason(hazards)}; stored as it is, nothing here runs it; "
+        "`mstore scan` tells more"
+    )
 
 
 def _reason(hazards: Hazards) -> str:

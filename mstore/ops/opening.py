@@ -36,10 +36,10 @@ def open_files(
             # It has become so since all were looked at.
             source.close()
             raise refusal({file.path: hazards})
-        if warning:
-            warnings.append(f"{file.path}: {warning}")
         if hazards.dangerous:
             warnings.append(warning_of(file.path, hazards))
+        elif warning:
+            warnings.append(f"{file.path}: {warning}")
         if file.path.endswith(_SHARDS_SUFFIX) and source.size <= _MAX_SHARDS_SIZE:
             text = source.read(0, source.size).decode("utf-8", "replace")
             beside = os.listdir((directory / file.path).parent)

@@ -13,6 +13,8 @@ import mstore
 from mstore.database import Database
 from mstore.formats.detect import COMPANIONS, FORMATS
 from mstore.ops.commit import Description
+from mstore.ops.hazards import scan_directory
+from mstore.ops.scan import Scan
 from mstore.snapshot import Snapshot
 from mstore.storage.local import LocalStorage
 from mstore.tensors import TensorView
@@ -88,6 +90,25 @@ def test_every_file_comes_back_byte_for_byte(corpus, tmp_path):
 
 
 @pytest.mark.xfail(reason=NOT_YET["keras"])
+OUTSIDE = {"tensorflow/outside/saved_model.pb", "torch/script.pt"}
+"""Good files that are programs: a graph that reads and writes files, and TorchScript."""
+
+
+def test_no_good_file_is_dangerous_or_malformed(corpus):
+    """But for those that are programs; also not those that no case names."""
+    scanned = list(scan_directory(corpus.directory, Scan(corpus.directory).files()))
+    assert len(scanned) >= len(corpus.cases)
+    failures(
+        [
+            f"{one.path} is {one.hazards.verdict}: {one.hazards.problem}, {one.hazards.findings}"
+            for one in scanned
+            if one.hazards is None
+            or (one.hazards.verdict == "dangerous") != (one.path in OUTSIDE)
+            or one.hazards.verdict == "malformed"
+        ]
+    )
+
+
 def test_no_good_file_is_refused(corpus):
     """All are recognised as what they are, and nothing is told of them but what is meant to be."""
     wrong = []

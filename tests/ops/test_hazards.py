@@ -131,13 +131,18 @@ class TestOneFile:
         assert (len(found.findings), found.left_out) == (MAX_FINDINGS, 6)
         assert found.findings[0].what == "does harm"
 
-    def test_a_commit_asks_only_formats_that_can_do_something(self) -> None:
-        class Unread(BytesReader):
-            def read(self, offset: int, length: int) -> bytes:
-                raise AssertionError("it was read")
+    def test_of_a_file_that_can_do_nothing_hardly_anything_is_read(self) -> None:
+        class Counted(BytesReader):
+            read_bytes = 0
 
-        assert judge(Unread(b"PLAIN"), Plain()) == Hazards("plain")
-        assert judge(Unread(b""), None) == Hazards("")
+            def read(self, offset: int, length: int) -> bytes:
+                self.read_bytes += length
+                return super().read(offset, length)
+
+        for found in (Plain(), None):
+            reader = Counted(b"PLAIN" + bytes(10 << 20))
+            assert judge(reader, found) == Hazards(found.name if found else "")
+            assert reader.read_bytes < 100_000
 
 
 class Beside:
