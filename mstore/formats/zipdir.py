@@ -38,12 +38,15 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
+_DESCRIPTOR_RECORD = struct.Struct("<3I")
+_WIDE_DESCRIPTOR = struct.Struct("<I2Q")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _FULLS = _FULL16, _FULL16, _FULL32, _FULL32
 _ENCRYPTED = 0x2041  # flag bits 0 (encrypted), 6 (strongly), 13 (directory masked)
 _DESCRIPTOR = 0x0008  # sizes follow the data, and may be 0 in the local header
 _UTF8 = 0x0800
 _ZIP64 = 1
+_UNICODE_PATH = 0x7075  # of Info-ZIP: another name, which some readers take instead
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,9 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
         if magic != b"PK\x01\x02" or disk or at > len(directory):
             raise FormatError("its directory is malformed")
         size, compressed, header = _widen(extra, [size, compressed, header])
+        other = _extra_field(extra, _UNICODE_PATH)[5:]  # behind a version and a checksum
+        if other not in (b"", raw_name) and (raw_name.isascii() or flags & _UTF8):
+            raise FormatError("a member has two names")
         yield _Entry(raw_name, flags, method, crc, compressed, size, header)
     if at != len(directory):
         raise FormatError("its directory has more members than it claims")
@@ -209,7 +215,7 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
 
 def _widen(extra: bytes, numbers: list[int]) -> list[int]:
     """`numbers` with each that is all ones replaced by its value from the zip64 extra field."""
-    wide = _zip64_field(extra)
+    wide = _extra_field(extra, _ZIP64)
     at = 0
     widened: list[int] = []
     for number in numbers:
@@ -222,17 +228,17 @@ def _widen(extra: bytes, numbers: list[int]) -> list[int]:
     return widened
 
 
-def _zip64_field(extra: bytes) -> bytes:
-    """The content of the one zip64 field among the extra fields; empty if there is none."""
+def _extra_field(extra: bytes, wanted: int) -> bytes:
+    """The content of the one field of a kind among the extra fields; empty if there is none."""
     found: bytes | None = None
     at = 0
     while at + 4 <= len(extra):
         kind, size = struct.unpack_from("<2H", extra, at)
         if at + 4 + size > len(extra):
             raise FormatError("an extra field of a member is cut short")
-        if kind == _ZIP64:
+        if kind == wanted:
             if found is not None:
-                raise FormatError("a member has two zip64 fields")
+                raise FormatError("a member has two extra fields of one kind")
             found = extra[at + 4 : at + 4 + size]
         at += 4 + size
     return found or b""
@@ -261,13 +267,26 @@ def _check_local(reader: ByteReader, entry: _Entry, free_from: int, end: int) ->
         raise FormatError(f"its member {quote(name)} reaches beyond the data")
     size, compressed = _widen(variable[name_size:], [size, compressed])
     found = (crc, compressed, size)
-    agrees = found == (entry.crc, entry.compressed, entry.size) or (
-        flags & _DESCRIPTOR and found == (0, 0, 0)
-    )
+    agrees = found == (entry.crc, entry.compressed, entry.size)
+    if not agrees and flags & _DESCRIPTOR and found == (0, 0, 0):
+        agrees = _is_described(reader, data + entry.compressed, entry)
     same_kind = (magic, flags, method) == (MAGIC, entry.flags, entry.method)
     if not agrees or not same_kind or variable[:name_size] != entry.raw_name:
         raise FormatError(f"its member {quote(name)} differs from the directory's record of it")
     return Member(name, method, entry.header, data, entry.compressed, entry.size)
+
+
+def _is_described(reader: ByteReader, at: int, entry: _Entry) -> bool:
+    """Whether the data descriptor behind a member says the same as the directory.
+
+    It may begin with a mark, and its sizes may have four bytes or eight.
+    """
+    sizes = entry.compressed, entry.size
+    raw = reader.read(at, 4 + _WIDE_DESCRIPTOR.size).removeprefix(b"PK\x07\x08")
+    forms = [_WIDE_DESCRIPTOR.pack(entry.crc, *sizes)]
+    if max(sizes) <= _FULL32:
+        forms.append(_DESCRIPTOR_RECORD.pack(entry.crc, *sizes))
+    return raw.startswith(tuple(forms))
 
 
 def _decode_name(entry: _Entry) -> str:

@@ -288,11 +288,28 @@ def deflated(content=None, **changes):
     )
 
 
+ZEROS = {"flags": 8, "local_crc": 0, "local_size": 0, "local_compressed": 0}
+_SIZE = len(CONTENT)
+DESCRIPTORS = [
+    mark + struct.pack(form, 7, _SIZE, _SIZE)
+    for mark in (b"", b"PK\7\x08")
+    for form in ("<3I", "<I2Q")
+]
+
+
+def described(descriptor):
+    """An archive of a member whose sizes follow it, and one more."""
+    data, record = member(**ZEROS)
+    return build((data + descriptor, record), member(b"b.npy"))
+
+
 def test_hand_made_archives_are_good_before_they_are_bad(arrays_of):
     for data in (
         build(member()),
         build(member(), member(b"b.npy")),
-        build(member(flags=8, local_crc=0, local_size=0, local_compressed=0)),
+        build(member(flags=8)),
+        *(described(descriptor) for descriptor in DESCRIPTORS),
+        build(member(extra=struct.pack("<2HBI", 0x7075, 10, 1, 7) + b"a.npy")),
         build(member(local_extra=b"FB\3\0ZZZ")),
         build(deflated()),
         build(deflated(), member(b"b.npy")),
@@ -331,6 +348,13 @@ MALFORMED = {
     "local crc differs": build(member(local_crc=8)),
     "zero sizes without descriptor": build(member(local_crc=0, local_size=0, local_compressed=0)),
     "descriptor and other sizes": build(member(flags=8, local_size=5)),
+    "descriptor missing": build(member(**ZEROS)),
+    "descriptor of another size": described(struct.pack("<3I", 7, _SIZE, _SIZE + 1)),
+    "descriptor of another crc": described(struct.pack("<3I", 8, _SIZE, _SIZE)),
+    "descriptor cut": described(DESCRIPTORS[0][:-1]),
+    "another name besides": build(
+        member(extra=struct.pack("<2HBI", 0x7075, 10, 1, 7) + b"b.npy")
+    ),
     "stored with two sizes": build(member(size=5)),
     "stored with two sizes, no array": build(member(b"a.txt", size=5)),
     "encrypted": build(member(flags=1)),
