@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from math import prod
+from types import EllipsisType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,9 @@ class ViewReader:
         """The elements at one range per axis, as a new array."""
         place, counts = self._place, [len(one) for one in picked]
         if isinstance(place, Recoded):
-            return self._decoded()[tuple(_as_slice(one) for one in picked)]
+            # The ellipsis makes an array also of what has no axes.
+            index: tuple[slice | EllipsisType, ...] = (*map(_as_slice, picked), ...)
+            return self._decoded()[index]
         if 0 in counts:
             return np.empty(counts, numpy_dtype(self._tensor.dtype))
         if isinstance(place, Strided):

@@ -237,3 +237,10 @@ def test_names_are_told_apart():
         cover("test", 16, [(0, Tensor("w", F32, (4,)))], views=[view])
     with pytest.raises(FormatError, match="two tensors are called 'w'"):
         cover("test", 16, [], views=[view, view])
+
+
+def test_a_number_alone_is_an_array_and_keeps_its_bits():
+    data = zlib.compress(b"_")
+    (view,) = stored(data, View(Tensor("w", BY_NAME["bool"], ()), Recoded("zlib", 0, len(data), 1)))
+    assert isinstance(view.numpy(), np.ndarray)
+    assert view.numpy().tobytes() == b"_"

@@ -85,7 +85,8 @@ def version(*files: File, chunk_size: int = 64) -> Snapshot:
 
 def bits(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
     """Type, shape and bytes as an export has them."""
-    little = np.require(array.astype(little_endian(array.dtype)), requirements="C")
+    # Not a copy where none is needed, which would make a 1 of any other byte of a bool.
+    little = np.require(array.astype(little_endian(array.dtype), copy=False), requirements="C")
     return str(little.dtype), array.shape, bytes(bytes_of(little))
 
 
