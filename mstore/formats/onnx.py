@@ -7,7 +7,8 @@ by the models in the same folder, whose locations are compared with names and ne
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 
 from mstore.errors import UnsafeInputError
@@ -104,8 +105,9 @@ class OnnxDataCompanion(Companion):
         """Models in the folder, those called most like the file first."""
         if name.endswith(_SUFFIX):
             return []
-        models = [one for one in names if one.endswith(_SUFFIX)]
-        models.sort(key=lambda one: (not name.startswith(one.removesuffix(_SUFFIX)), one))
+        models = _models(frozenset(names))
+        if len(models) > 1:
+            models = sorted(models, key=lambda one: not name.startswith(one.removesuffix(_SUFFIX)))
         return models[:MAX_DESCRIBERS]
 
     def parse(self, reader: ByteReader, describer: str) -> Mapping[str, Placed]:
@@ -121,6 +123,12 @@ class OnnxDataCompanion(Companion):
                 if one.tensor is not None and (file := _beside(one.place)) is not None:
                     files.setdefault(file, []).append((one.place.offset, one.tensor))
         return files
+
+
+@lru_cache(maxsize=4)
+def _models(names: frozenset[str]) -> Sequence[str]:
+    """The models among the files of a folder, of which each is asked about all the same."""
+    return sorted(name for name in names if name.endswith(_SUFFIX))
 
 
 def _is_unsafe(external: External) -> bool:
