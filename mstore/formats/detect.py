@@ -17,6 +17,7 @@ from mstore.formats.safetensors import SafetensorsFormat
 from mstore.formats.savedmodel import SavedModelFormat
 from mstore.formats.skops import SkopsFormat
 from mstore.formats.tensorbundle import TensorBundleCompanion, TensorflowIndexFormat
+from mstore.formats.torch_legacy import TorchLegacyFormat
 from mstore.formats.torch_zip import TorchFormat
 from mstore.layout import Beside, ByteReader, Layout, opaque
 
@@ -25,6 +26,7 @@ FORMATS: list[Format] = [
     NpyFormat(),
     GgufFormat(),
     TorchFormat(),
+    TorchLegacyFormat(),
     KerasFormat(),
     SkopsFormat(),
     ZipFormat(lambda: FORMATS),

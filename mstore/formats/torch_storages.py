@@ -10,14 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mstore.dtypes import BY_NAME, DType
-from mstore.errors import FormatError
+from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import check_shape, quote
 from mstore.formats.naming import Names
-from mstore.formats.torch_structure import Found
-from mstore.formats.torch_tensors import Other, Path, Use, join
-from mstore.layout import Layout, Order, Strided, Tensor, View, cover
+from mstore.formats.pickle_paths import join
+from mstore.formats.shifting import Contents
+from mstore.formats.torch_tensors import Use
+from mstore.layout import Order, Strided, Tensor, View
+
+MAX_TENSORS = 200_000
+"""Most tensors in a file."""
 
 _MAX_TOLD = 2
+_MATERIAL = "storage:"  # before the name of a tensor: the storage that only views see
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,45 +35,36 @@ class Place:
 
 
 def arrange(
-    format: str,  # noqa: A002
-    size: int,
-    found: Found,
-    places: Mapping[str, Place],
-    *,
-    big_endian: bool,
-) -> tuple[Layout, str | None]:
-    """The layout of a file of `size` bytes with these tensors, and what to tell of those left out.
+    uses: Sequence[Use], places: Mapping[str, Place], *, big_endian: bool
+) -> tuple[Contents, str | None]:
+    """What a file with these tensors holds, and what to tell of those left out.
 
     `places` are those of the storages by their keys.
 
     Raises FormatError if a storage is missing or has another size than a tensor says, or if a
-    tensor leaves its storage; LimitExceededError for too long names.
+    tensor leaves its storage; LimitExceededError for too many tensors or too long names.
     """
-    uses = found.uses
+    if len(uses) > MAX_TENSORS:
+        raise LimitExceededError(f"it has more than {MAX_TENSORS} tensors")
     for use in uses:
         _check(use, _place(use, places))
     whole = _wholes(uses, places)
     plan = _Plan(big_endian)
     for number, use in enumerate(uses):
-        place = _place(use, places)
-        if why := _why_left_out(use, place, whole.get(use.storage.key) == number):
-            plan.left.append((use.path, why))
-        elif isinstance(use, Use) and use.dtype is not None:
-            order = use.order_of_all(place.size // use.dtype.itemsize)
-            plan.add(use, use.dtype, place, order if whole.get(use.storage.key) == number else None)
+        plan.add(use, _place(use, places), whole=whole.get(use.storage.key) == number)
     for use in uses:
-        plan.add_hidden(use, _place(use, places), use.storage.key in whole)
-    layout = cover(format, size, plan.tensors, hidden=plan.hidden, views=plan.views)
-    return layout, plan.note(found.cut)
+        if use.storage.key not in whole:
+            plan.add_hidden(use, _place(use, places))
+    return Contents(tuple(plan.tensors), frozenset(plan.hidden), tuple(plan.views)), plan.note()
 
 
-def _place(use: Use | Other, places: Mapping[str, Place]) -> Place:
+def _place(use: Use, places: Mapping[str, Place]) -> Place:
     if (place := places.get(use.storage.key)) is None:
         raise FormatError(f"its storage {quote(use.storage.key)} is missing")
     return place
 
 
-def _check(use: Use | Other, place: Place) -> None:
+def _check(use: Use, place: Place) -> None:
     """Raise FormatError if a storage has another size than is said, or a tensor leaves it."""
     storage = use.storage
     if storage.nbytes not in (None, place.size):
@@ -76,32 +72,33 @@ def _check(use: Use | Other, place: Place) -> None:
             f"its storage {quote(storage.key)} has {place.size} bytes, "
             f"but should have {storage.nbytes}"
         )
-    if isinstance(use, Use) and use.dtype is not None:
+    if use.dtype is not None:
         what = f"its tensor {quote(join(use.path))}"
         check_shape(use.dtype, _packed(use.dtype, use.shape), what)
         if storage.start + use.reach * use.dtype.itemsize > place.size:
             raise FormatError(f"{what} leaves its storage")
 
 
-def _wholes(uses: Sequence[Use | Other], places: Mapping[str, Place]) -> dict[str, int]:
+def _wholes(uses: Sequence[Use], places: Mapping[str, Place]) -> dict[str, int]:
     """For each storage that a tensor covers whole, by its key, the number of the first such use."""
     found: dict[str, int] = {}
     for number, use in enumerate(uses):
-        key = use.storage.key
-        if not isinstance(use, Use) or use.dtype is None or not use.exact or key in found:
-            continue
-        count, rest = divmod(places[key].size, use.dtype.itemsize)
-        if not rest and use.order_of_all(count) and not places[key].why:
-            found[key] = number
+        place = places[use.storage.key]
+        covers = use.exact and not place.why and _order_there(use, place) is not None
+        if covers and use.storage.key not in found:
+            found[use.storage.key] = number
     return found
 
 
-def _why_left_out(use: Use | Other, place: Place, whole: bool) -> str | None:
+def _order_there(use: Use, place: Place) -> Order | None:
+    """The order in which a tensor covers a storage; None if it does not."""
+    if use.dtype is None or place.size % use.dtype.itemsize:
+        return None
+    return use.order_of_all(place.size // use.dtype.itemsize)
+
+
+def _why_left_out(use: Use, place: Place, *, whole: bool) -> str | None:
     """Why a tensor cannot be described; None if it can."""
-    if isinstance(use, Other):
-        if use.storage.nbytes is None:
-            return f"is of type {quote(use.storage.kind)}"
-        return f"is made by {quote(use.maker or 'an object')}"
     if use.dtype is None:
         return f"is of type {quote(use.kind)}"
     if not use.exact:
@@ -127,29 +124,32 @@ class _Plan:
     tensors: list[tuple[int, Tensor]] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     hidden: set[str] = field(default_factory=set)
-    left: list[tuple[Path | None, str]] = field(default_factory=list)
+    left: list[tuple[str, str]] = field(default_factory=list)
     _names: Names = field(default_factory=Names)
     _stored: set[str] = field(default_factory=set)
 
-    def add(self, use: Use, dtype: DType, place: Place, order: Order | None) -> None:
-        """A tensor: a segment if it has an `order` there, else a view."""
-        name = self._names.add(join(use.path))
-        shape, stored = _packed(dtype, use.shape), self._as_stored(dtype)
-        tensor = Tensor(name, stored, shape, order or "C", use.quantised)
-        if order:
-            self.tensors.append((place.offset, tensor))
-        else:
-            self.views.append(View(tensor, _strided(use, dtype, place)))
+    def add(self, use: Use, place: Place, *, whole: bool) -> None:
+        """A tensor: a segment if it is the `whole` storage, else a view; or none of both."""
+        if why := _why_left_out(use, place, whole=whole):
+            self.left.append((join(use.path), why))
+        elif use.dtype is not None:
+            name, order = self._names.add(join(use.path)), _order_there(use, place)
+            dtype, shape = self._as_stored(use.dtype), _packed(use.dtype, use.shape)
+            tensor = Tensor(name, dtype, shape, order if whole and order else "C", use.quantised)
+            if whole:
+                self.tensors.append((place.offset, tensor))
+            else:
+                self.views.append(View(tensor, _strided(use, use.dtype, place)))
 
-    def add_hidden(self, use: Use | Other, place: Place, whole: bool) -> None:
-        """The storage of a tensor, if it is not there yet and its type is known."""
-        key, dtype = use.storage.key, use.dtype if isinstance(use, Use) else use.storage.dtype
-        if whole or place.why or not place.size or dtype is None or key in self._stored:
+    def add_hidden(self, use: Use, place: Place) -> None:
+        """The storage of a tensor, if it is not there yet and the type of its elements is known."""
+        key, dtype = use.storage.key, use.dtype
+        if place.why or not place.size or dtype is None or key in self._stored:
             return
         self._stored.add(key)
         if dtype.bits < 8 or place.size % dtype.itemsize:
             dtype = BY_NAME["u8"]
-        name = self._names.add(f"storage:{join(use.path)}")
+        name = self._names.add(_MATERIAL + join(use.path))
         count = place.size // dtype.itemsize
         self.tensors.append((place.offset, Tensor(name, self._as_stored(dtype), (count,))))
         self.hidden.add(name)
@@ -157,14 +157,13 @@ class _Plan:
     def _as_stored(self, dtype: DType) -> DType:
         return BY_NAME.get(f">{dtype.name}", dtype) if self.big_endian else dtype
 
-    def note(self, cut: bool) -> str | None:
+    def note(self) -> str | None:
         """What to tell of the tensors that are left out, and why they are."""
-        told = [f"{quote(join(path))} {why}" for path, why in self.left[:_MAX_TOLD]]
-        if len(self.left) > _MAX_TOLD:
-            told.append("…")
-        notes = [f"{len(self.left)} of its tensors are not listed: {', '.join(told)}"] * bool(told)
-        notes += ["not all places are listed of tensors that are in many"] * cut
-        return "; ".join(notes) or None
+        if not self.left:
+            return None
+        told = [f"{quote(path)} {why}" for path, why in self.left[:_MAX_TOLD]]
+        more = ", …" if len(self.left) > _MAX_TOLD else ""
+        return f"{len(self.left)} of its tensors are not listed: {', '.join(told)}{more}"
 
 
 def _strided(use: Use, dtype: DType, place: Place) -> Strided:

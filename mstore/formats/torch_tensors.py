@@ -14,13 +14,8 @@ from typing import Literal, TypeGuard
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, quote
+from mstore.formats.pickle_paths import Path, join
 from mstore.formats.pickle_values import Call, Dict, Global, Persistent
-
-MAX_NAME = 4096
-"""Most characters of a tensor's name."""
-
-Path = tuple["Path | None", object]
-"""Where a value is: the path of what holds it, if that has one, and its own key there."""
 
 _METADATA = {
     "_rebuild_tensor": None,
@@ -34,15 +29,16 @@ _STORAGES = ("torch", "torch.cuda", "torch.storage")
 _UNTYPED = ("UntypedStorage", "_UntypedStorage")
 _DTYPES = {dtype.numpy: dtype for dtype in BY_NAME.values() if not dtype.big_endian}
 _DTYPES["float4_e2m1fn_x2"] = BY_NAME["f4"]  # two in each byte
-_QUANTISED = {"qint8": "i8", "quint8": "u8", "qint32": "i32"}
+_QUANTISED = {"qint8": BY_NAME["i8"], "quint8": BY_NAME["u8"], "qint32": BY_NAME["i32"]}
 _STORAGE_TYPES = {
-    f"{name}Storage": (kind, BY_NAME[_QUANTISED[kind]] if kind in _QUANTISED else _DTYPES[kind])
+    f"{name}Storage": (kind, _QUANTISED.get(kind, _DTYPES.get(kind)))
     for name, kind in [
         *[("Double", "float64"), ("Float", "float32"), ("Half", "float16")],
         *[("Long", "int64"), ("Int", "int32"), ("Short", "int16"), ("Char", "int8")],
         *[("Byte", "uint8"), ("Bool", "bool"), ("BFloat16", "bfloat16")],
         *[("ComplexDouble", "complex128"), ("ComplexFloat", "complex64")],
         *[("QInt8", "qint8"), ("QUInt8", "quint8"), ("QInt32", "qint32")],
+        *[("QUInt4x2", "quint4x2"), ("QUInt2x4", "quint2x4")],  # several in each byte
     ]
 }
 
@@ -101,15 +97,6 @@ class Use:
         return 1 + self.offset + sum((size - 1) * stride for size, stride in steps)
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
-    """A storage in something that is not understood: in what `maker` makes, or of unknown type."""
-
-    path: Path | None
-    storage: Storage
-    maker: str | None
-
-
 def is_tensor(function: str | None) -> bool:
     """Whether torch's function of this name makes a tensor from a storage."""
     return function in _METADATA
@@ -132,7 +119,8 @@ def storage_of(value: object) -> Storage | None:
     part = _start_of_part(identifier[5]) if len(identifier) == 6 else 0
     if known is not None:
         name, dtype = known
-        return Storage(key, name, dtype, dtype.itemsize * count, dtype.itemsize * part)
+        size = dtype.itemsize if dtype else 1
+        return Storage(key, name, dtype, size * count, size * part)
     if kind.module in _STORAGES and kind.name in _UNTYPED:
         return Storage(key, str(kind), None, count, part)
     return Storage(key, str(kind), None, None)
@@ -148,10 +136,10 @@ def _start_of_part(part: object) -> int:
     return start
 
 
-def whole_storage(path: Path | None, storage: Storage) -> Use | None:
-    """A storage by itself as a tensor of one axis; None if the type of its elements is unknown."""
+def whole_storage(path: Path | None, storage: Storage) -> Use:
+    """A storage by itself: as a tensor of one axis where the type of its elements is known."""
     if storage.nbytes is None:
-        return None
+        return Use(path, storage, None, storage.kind, 0, (), ())
     dtype = storage.dtype or BY_NAME["u8"]
     count = storage.nbytes // dtype.itemsize
     return Use(path, storage, dtype, storage.kind, 0, (count,), (1,))
@@ -184,33 +172,6 @@ def read_tensor(call: Call, path: Path | None, function: str) -> Use:
     metadata = arguments[at] if at is not None and len(arguments) > at else None
     exact = not (isinstance(metadata, Dict) and metadata.pairs)
     return Use(path, storage, dtype, kind, offset, size, strides, exact)
-
-
-def join(path: Path | None) -> str:
-    """The keys of a path, with dots between; raises LimitExceededError if it is too long.
-
-    Keys may have dots in them, so two paths may be joined to the same name.
-    """
-    labels: list[str] = []
-    length = 0
-    while path is not None:
-        path, key = path
-        labels.append(_label(key))
-        length += len(labels[-1]) + 1
-        if length > MAX_NAME:
-            raise LimitExceededError(
-                f"a tensor in it has a name of more than {MAX_NAME} characters"
-            )
-    return ".".join(reversed(labels))
-
-
-def _label(key: object) -> str:
-    if isinstance(key, str):
-        # Lone surrogates are no text that could be stored.
-        return key[: MAX_NAME + 1].encode("utf-8", "backslashreplace").decode()
-    if isinstance(key, tuple):
-        return ",".join("?" if isinstance(part, tuple) else _label(part) for part in key[:16])
-    return str(key) if isinstance(key, int | float | Global | None) else "?"
 
 
 def _is_size(value: object) -> TypeGuard[int]:

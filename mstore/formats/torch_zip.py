@@ -5,12 +5,14 @@
     <name>/data/<key>   the bytes of one storage
     <name>/version      and a few more small ones
 
-The pickle is read by `mstore.formats.pickle_walk`, which runs nothing. Each tensor is called by the
+The pickle is read by `mstore.formats.pickle_walk`, which runs nothing; a file whose pickle would do
+harm when loaded is refused. Each tensor is called by the
 path to it in the saved structure, see `mstore.formats.torch_structure`:
 `optimizer.state.3.exp_avg`. Where two names are the same, the later one gets `#2` after it. One
 that has a storage for itself is a segment; all that share a storage or see only a part of it are
 views, see `mstore.formats.torch_storages`. Elements of a file whose byte order is `big` are
-big-endian for all types, as the machine that wrote it had them.
+big-endian for all types, as the machine that wrote it had them. Arrays of numpy and lists of floats
+are in the pickle itself, and described as in files of pickles.
 
 Left out, with a note that says so, are tensors whose type is no `DType` or that only code of
 another library could build, and those that are the conjugate or negative of what is stored.
@@ -23,22 +25,23 @@ from collections.abc import Iterable, Mapping
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
-from mstore.formats.base import Format, quote, read_exactly
-from mstore.formats.pickle_walk import walk
+from mstore.formats.base import Finding, Format, WindowReader, quote, read_exactly
+from mstore.formats.pickle_file import find_deeds, read_harmless
+from mstore.formats.pickle_layout import arrange as arrange_arrays
+from mstore.formats.pickle_stack import new_account
+from mstore.formats.shifting import cover_all, shifted
+from mstore.formats.torch_findings import told
 from mstore.formats.torch_storages import Place, arrange
-from mstore.formats.torch_structure import find_tensors
+from mstore.formats.torch_structure import find_arrays, find_tensors
 from mstore.layout import ByteReader, Layout
-
-MAX_PICKLE = 64 * 1024 * 1024
-"""Most bytes of the pickle; about 500 for each tensor are usual."""
 
 _PICKLE = "/data.pkl"
 _VERSIONS = ("/version", "/.data/version")
 _SCRIPT = ("/constants.pkl", "/code/")
 _PACKAGE = "/.data/extern_modules"
 _BYTE_ORDERS = {b"little": False, b"big": True}
-_SCRIPT_RUNS = "it holds TorchScript code, which loading it runs"
-_PACKAGE_RUNS = "it is a torch.package of Python code, which loading it runs"
+_SCRIPT_RUNS = "holds TorchScript code, which loading it runs"
+_PACKAGE_RUNS = "holds Python code of torch.package, which loading it runs"
 
 Members = Mapping[str, zipdir.Member]
 
@@ -69,13 +72,28 @@ class TorchFormat(Format):
         if folder is None:
             raise FormatError("it has no pickle and version in one folder")
         if code := _code(found, folder):
-            raise UnsafeInputError(code)
+            raise UnsafeInputError(f"it {code}")
         members = {member.name: member for member in found}
         big_endian = _is_big_endian(reader, members, folder)
-        # What the pickle describes is gone when its tensors are found: it takes the most memory.
-        tensors = find_tensors(walk(_read(reader, members[folder + _PICKLE], MAX_PICKLE)))
+        member = members[folder + _PICKLE]
+        pickled = _window(reader, member)
+        (value, *_), _ = read_harmless(pickled, new_account(pickled.size))
         places = _places(found, f"{folder}/data/")
-        return arrange(self.name, reader.size, tensors, places, big_endian=big_endian)
+        tensors, left = arrange(find_tensors(value), places, big_endian=big_endian)
+        arrays, left_too = arrange_arrays("pickle", pickled.size, find_arrays(value))
+        layout = cover_all(self.name, reader.size, [tensors, shifted(arrays, member.data, "")])
+        return layout, "; ".join(note for note in (left, left_too) if note) or None
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """What the pickle names and calls, or that there is code of another kind."""
+        found = zipdir.read_members(reader)
+        if (folder := _folder(found)) is None:
+            return []
+        if code := _code(found, folder):
+            return [Finding("dangerous", code, folder)]
+        (member,) = (member for member in found if member.name == folder + _PICKLE)
+        pickled = _window(reader, member)
+        return told(find_deeds(pickled, new_account(pickled.size)), member.name)
 
 
 def _first_name(head: bytes) -> bytes:
@@ -115,14 +133,20 @@ def _is_big_endian(reader: ByteReader, members: Members, folder: str) -> bool:
 
 
 def _read(reader: ByteReader, member: zipdir.Member, limit: int) -> bytes:
-    """The content of a stored member."""
-    if member.method != zipdir.STORED:
-        raise FormatError(f"its member {quote(member.name)} is compressed")
+    """The content of a small stored member."""
     if member.size > limit:
         raise LimitExceededError(
             f"its member {quote(member.name)} has {member.size} bytes; at most {limit} are read"
         )
-    return read_exactly(reader, member.data, member.size, quote(member.name))
+    window = _window(reader, member)
+    return read_exactly(window, 0, window.size, quote(member.name))
+
+
+def _window(reader: ByteReader, member: zipdir.Member) -> WindowReader:
+    """The bytes of a stored member as a file of its own."""
+    if member.method != zipdir.STORED:
+        raise FormatError(f"its member {quote(member.name)} is compressed")
+    return WindowReader(reader, member.data, member.size)
 
 
 def _places(members: Iterable[zipdir.Member], folder: str) -> dict[str, Place]:

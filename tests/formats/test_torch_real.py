@@ -5,15 +5,17 @@ import copyreg
 import dataclasses
 import random
 from collections import OrderedDict, defaultdict, deque
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch_loaded import save_and_check
 
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
 
-torch = pytest.importorskip("torch")
 pytestmark = [  # of what is new or old in torch itself
     pytest.mark.filterwarnings(f"ignore::{kind}")
     for kind in ("UserWarning", "DeprecationWarning", "FutureWarning")
@@ -26,66 +28,10 @@ DTYPES = [
 ]
 
 
-def flat(value, path=()):
-    """Every tensor of nested containers and modules by its keys joined with dots."""
-    if isinstance(value, torch.Tensor):
-        return {".".join(path): value}
-    if isinstance(value, torch.nn.Module):
-        pairs = value.state_dict().items()
-    elif isinstance(value, argparse.Namespace) or dataclasses.is_dataclass(value):
-        pairs = vars(value).items()
-    elif isinstance(value, dict):
-        pairs = value.items()
-    elif isinstance(value, list | tuple | deque):
-        pairs = enumerate(value)
-    else:
-        return {}
-    return {
-        name: tensor
-        for key, inner in pairs
-        for name, tensor in flat(inner, (*path, str(key))).items()
-    }
-
-
-def raw(tensor):
-    """The bytes of a tensor in row-major order, as a little-endian machine has them."""
-    flattened = torch.empty(tensor.numel(), dtype=tensor.dtype)
-    flattened[:] = tensor.detach().reshape(-1)
-    return flattened.view(torch.uint8).numpy().tobytes()
-
-
 @pytest.fixture
-def committed(repo):
-    """Commits a file, checks that it comes back as it was, and gives its tensors."""
-
-    def commit(path):
-        file = repo.commit(path, "a model").files[path.name]
-        assert file.format == "torch"
-        assert file.read() == path.read_bytes()
-        return file.tensors
-
-    return commit
-
-
-@pytest.fixture
-def check(tmp_path, committed):
+def check(tmp_path, repo):
     """Saves a value, and compares each of its tensors with what torch loads."""
-
-    def save_and_check(value, expected=None, **options):
-        path = tmp_path / "saved.pt"
-        torch.save(value, path, **options)
-        expected = expected or flat(torch.load(path, weights_only=False))
-        found = committed(path)
-        assert set(found) == set(expected)
-        for name, tensor in expected.items():
-            array = found[name].numpy()
-            assert array.shape == tuple(tensor.shape)
-            assert array.dtype.name == str(tensor.dtype).removeprefix("torch.")
-            assert np.ascontiguousarray(array).tobytes() == raw(tensor), name
-        assert describe(BytesReader(path.read_bytes()))[1] is None
-        return found
-
-    return save_and_check
+    return partial(save_and_check, repo, tmp_path / "saved.pt")
 
 
 @pytest.mark.parametrize("name", ["state_dict", "training", "shared", "empty", "alone", "dtypes"])
@@ -147,6 +93,12 @@ def test_files_of_a_trainer(check):
     states = random.Random(3).getstate()
     numpy_state = np.random.RandomState(4).get_state()
     check({"python": states, "numpy": numpy_state, "cpu": torch.get_rng_state(), "cuda": []})
+    history = np.linspace(0, 1, 20)
+    losses = {"losses": {"train": history.tolist(), "step": np.arange(4), "last": [0.5]}}
+    found = check(
+        losses, {"losses.train": torch.from_numpy(history), "losses.step": torch.arange(4)}
+    )
+    assert found["losses.train"].shape == (20,)
     check({"last_epoch": 3, "_step_count": 4, "_last_lr": [0.1], "lr_lambdas": [{}, None]})
     arguments = TrainingArguments(
         device=torch.device("cpu"), dtype=torch.bfloat16, weights=torch.ones(2)
@@ -386,12 +338,6 @@ def test_what_has_no_data(check):
     check(value, {"w": value["w"]})
 
 
-def test_a_traced_graph(check):
-    """`torch.fx` keeps the attributes of a module beside the code that is made anew from it."""
-    model = torch.nn.Sequential(OrderedDict(one=torch.nn.Linear(2, 2)))
-    check(torch.fx.symbolic_trace(model), dict(model.state_dict()))
-
-
 def test_conjugate_and_negative_tensors_are_left_out(tmp_path):
     path = tmp_path / "saved.pt"
     one, two = torch.randn(2, 3, dtype=torch.complex64)
@@ -418,7 +364,11 @@ def test_archives_of_code_are_refused(tmp_path):
         package.save_pickle("model", "w.pkl", torch.ones(2))
     layout, warning = describe(BytesReader(path.read_bytes()))
     assert layout.format == "opaque"
-    assert "it is a torch.package of Python code" in warning
+    assert "but it holds Python code of torch.package, which loading it runs" in warning
+    # A module of torch.fx is made anew from the code that is kept beside its attributes.
+    torch.save(torch.fx.symbolic_trace(torch.nn.Linear(2, 2)), path)
+    _, warning = describe(BytesReader(path.read_bytes()))
+    assert "but would call torch.fx.graph_module.reduce_graph_module when loaded" in warning
 
 
 def test_a_module_of_slots(check):

@@ -26,8 +26,8 @@ from torch_making import (
 )
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats import naming, pickle_walk, torch_structure, torch_zip
-from mstore.formats.base import BytesReader
+from mstore.formats import naming, pickle_paths, torch_storages
+from mstore.formats.base import BytesReader, Finding
 from mstore.formats.detect import describe
 from mstore.formats.npz import NpzFormat
 from mstore.formats.torch_zip import TorchFormat
@@ -95,16 +95,36 @@ def test_files_of_old_versions():
     assert shapes({"w": untyped}) == {"w": ("u16", (3, 4), "C")}
 
 
-def test_code_is_described_and_not_run(tmp_path):
+@pytest.mark.parametrize(
+    "function", ["os.system", "builtins.exec", "builtins.open", "runpy.run_path"]
+)
+def test_a_file_that_would_do_harm_is_refused(tmp_path, function):
     marker = tmp_path / "ran"
-    for function, argument in [
-        ("os.system", f"touch {marker}"),
-        ("builtins.exec", f"open({str(marker)!r}, 'w')"),
-        ("builtins.open", str(marker)),
-    ]:
-        value = {"evil": Made(Named(function), argument), "w": tensor()}
-        assert shapes(value) == {"w": ("f32", (2, 3), "C")}
+    value = {"evil": Made(Named(function), f"touch {marker}"), "w": tensor()}
+    for data in (archive(value), archive(pickled(value)[:-1] + b"\xff.")):
+        warning = said(data)
+        assert warning == (
+            f"looks like torch but would call {function} when loaded; stored as opaque bytes"
+        )
+        found = TorchFormat().findings(BytesReader(data))
+        assert ("dangerous", f"calls {function}") in [(one.danger, one.what) for one in found]
     assert not marker.exists()
+
+
+def test_findings():
+    value = {"w": tensor(), "net": Made(Named("my.Net"))}
+    found = {one.what: one for one in TorchFormat().findings(BytesReader(archive(value)))}
+    assert found["calls torch._utils._rebuild_tensor_v2"].danger == "allowed"
+    unknown = {one.what for one in found.values() if one.danger != "allowed"}
+    assert unknown == {"calls my.Net", "calls x.Hooks"}
+    assert found["calls my.Net"].danger == "unknown"
+    assert found["calls my.Net"].where.startswith("x/data.pkl, byte ")
+    script = archive({"w": tensor()}, **{"code/__torch__.py": b"op"})
+    assert TorchFormat().findings(BytesReader(script)) == [
+        Finding("dangerous", "holds TorchScript code, which loading it runs", "x")
+    ]
+    with pytest.raises(FormatError):
+        TorchFormat().findings(BytesReader(archive(b"\xff.")))
 
 
 HOSTILE = {
@@ -192,20 +212,14 @@ def test_overlapping_storages():
 def test_limits(monkeypatch):
     data = archive({"w": tensor()})
     with monkeypatch.context() as patch:
-        patch.setattr(torch_zip, "MAX_PICKLE", 10)
-        assert "at most 10 are read" in said(data)
-    with monkeypatch.context() as patch:
         patch.setattr(naming, "MAX_NAMES", 0)
         assert "names of its tensors" in said(data)
     with monkeypatch.context() as patch:
-        patch.setattr(torch_structure, "MAX_TENSORS", 0)
+        patch.setattr(torch_storages, "MAX_TENSORS", 0)
         assert "more than 0 tensors" in said(data)
     with monkeypatch.context() as patch:
-        patch.setattr(torch_structure, "MAX_DEPTH", 1)
+        patch.setattr(pickle_paths, "MAX_DEPTH", 1)
         assert "nested deeper" in said(data)
-    with monkeypatch.context() as patch:
-        patch.setattr(pickle_walk, "MAX_MEMORY", 100)
-        assert "more than 100 bytes" in said(data)
     assert describe(BytesReader(data))[1] is None
 
 

@@ -1,0 +1,133 @@
+"""torch: what `torch.save` wrote before version 1.6, and still does if it is told to.
+
+    pickle of the number 0x1950a86a20f9469cfc6c
+    pickle of the version, 1001
+    pickle of what kind of machine wrote it
+    pickle of the saved structure, as in the zip archives of `mstore.formats.torch_zip`
+    pickle of the list of the keys of the storages
+    for each key: the number of elements as i64, then the elements, all little-endian
+
+Tensors are called and described as they are of those archives. Still older files, from before
+version 0.2, are tar archives with the same pickle and other ones beside it, which only torch's own
+reader could follow; those are refused. Source: `_legacy_save`, `_legacy_load` in
+torch/serialization.py and torch/csrc/serialization.cpp of PyTorch.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
+from mstore.formats.base import Finding, Format, quote, read_exactly
+from mstore.formats.pickle_arguments import Arguments
+from mstore.formats.pickle_file import deeds, refuse_harm
+from mstore.formats.pickle_layout import arrange as arrange_arrays
+from mstore.formats.pickle_stack import Account, new_account
+from mstore.formats.pickle_walk import walk_next
+from mstore.formats.shifting import cover_all, shifted
+from mstore.formats.torch_findings import told
+from mstore.formats.torch_storages import Place, arrange
+from mstore.formats.torch_structure import find_arrays, find_tensors
+from mstore.formats.torch_tensors import Use
+from mstore.layout import ByteReader, Layout
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_BINARY = re.escape(b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b".")
+_TEXT = f"L{_MAGIC}L\n".encode() + rb"\."
+_START = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?" + _BINARY + b"|" + _TEXT, re.DOTALL)
+_VERSION = 1001
+_TAR_BLOCK = 512
+_TAR_MEMBERS = {"storages", "tensors", "pickle"}
+_MAX_TAR_MEMBERS = 16
+_TAR_RUNS = "is an archive of a PyTorch before 0.2, whose pickles loading it runs"
+
+
+class TorchLegacyFormat(Format):
+    """A file of `torch.save` that is no zip archive."""
+
+    name = "torch"
+
+    def sniff(self, head: bytes, reader: ByteReader) -> bool:
+        """A pickle of torch's magic number, or a tar archive of its three files."""
+        return _START.match(head) is not None or _is_tar(head, reader)
+
+    def layout(self, reader: ByteReader) -> Layout:
+        """Every tensor of a known type; all that is no storage is opaque."""
+        return self.examine(reader)[0]
+
+    def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
+        """The layout, and which tensors were not understood."""
+        if _is_tar(reader.read(0, _TAR_BLOCK), reader):
+            raise UnsafeInputError(f"it {_TAR_RUNS}")
+        account = new_account(reader.size)
+        try:
+            value, keys, end = _read(reader, account)
+        finally:
+            refuse_harm(account)
+        uses = find_tensors(value)
+        tensors, left = arrange(uses, dict(_places(reader, uses, keys, end)), big_endian=False)
+        arrays, left_too = arrange_arrays(self.name, reader.size, find_arrays(value))
+        layout = cover_all(self.name, reader.size, [tensors, shifted(arrays, 0, "")])
+        return layout, "; ".join(note for note in (left, left_too) if note) or None
+
+    def findings(self, reader: ByteReader) -> list[Finding]:
+        """What the pickles name and call."""
+        if _is_tar(reader.read(0, _TAR_BLOCK), reader):
+            return [Finding("dangerous", _TAR_RUNS)]
+        account = new_account(reader.size)
+        try:
+            _read(reader, account)
+        except (FormatError, LimitExceededError, UnsafeInputError):
+            if not any(deed.danger == "dangerous" for deed in deeds(account)):
+                raise
+        return told(deeds(account))
+
+
+def _read(reader: ByteReader, account: Account) -> tuple[object, Sequence[str], int]:
+    """The saved structure, the keys of the storages, and where the first storage starts."""
+    arguments = Arguments(reader)
+    if walk_next(arguments, account) != _MAGIC:
+        raise FormatError("it does not start with torch's number")
+    if (version := walk_next(arguments, account)) != _VERSION:
+        raise FormatError(f"it is of version {quote(str(version))}")
+    walk_next(arguments, account)
+    value = walk_next(arguments, account)
+    keys = walk_next(arguments, account)
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+        raise FormatError("it has no list of storages")
+    return value, keys, arguments.position
+
+
+def _places(
+    reader: ByteReader, uses: Sequence[Use], keys: Sequence[str], at: int
+) -> Iterator[tuple[str, Place]]:
+    """The storages by their keys, the first of which starts at `at`."""
+    storages = {use.storage.key: use.storage for use in uses}
+    if len(set(keys)) != len(keys):
+        raise FormatError("it names a storage twice")
+    for key in keys:
+        storage = storages.get(key)
+        if storage is None or storage.nbytes is None:
+            raise FormatError(f"the size of its storage {quote(key)} is unknown")
+        head = read_exactly(reader, at, 8, "the size of a storage")
+        item = storage.dtype.itemsize if storage.dtype else 1
+        if int.from_bytes(head, "little", signed=True) * item != storage.nbytes:
+            raise FormatError(f"its storage {quote(key)} has two sizes")
+        at += 8
+        if storage.nbytes > reader.size - at:
+            raise FormatError(f"the file ends inside its storage {quote(key)}")
+        yield key, Place(at, storage.nbytes)
+        at += storage.nbytes
+
+
+def _is_tar(head: bytes, reader: ByteReader) -> bool:
+    """Whether it is a tar archive with the three files that such an archive of torch has."""
+    names: set[str] = set()
+    at = 0
+    while head[257:262] == b"ustar" and len(names) < _MAX_TAR_MEMBERS:
+        name, size = head[:100].rstrip(b"\0"), head[124:136].strip(b" \0")
+        if not re.fullmatch(rb"[0-7]+", size):
+            return False
+        names.add(name.decode("latin-1"))
+        at += _TAR_BLOCK * (1 + -(-int(size, 8) // _TAR_BLOCK))
+        head = reader.read(at, _TAR_BLOCK)
+    return names >= _TAR_MEMBERS
