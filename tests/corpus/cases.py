@@ -1,5 +1,6 @@
 """What a good file is to the corpus, and how the structures of Python are flattened to names."""
 
+import copyreg
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,19 +97,25 @@ def is_list_of_floats(value: object) -> bool:
 
 
 def members(value: object) -> Iterator[tuple[str, object]]:
-    """What a container or an object holds, by name."""
+    """What a container or an object holds, by name: of objects, what they are pickled as."""
     if isinstance(value, Mapping):
         yield from ((label(key), inner) for key, inner in value.items())
     elif isinstance(value, list | tuple):
         yield from ((str(number), inner) for number, inner in enumerate(value))
-    elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, type):
-        state = value.__getstate__()
-        if isinstance(state, dict):
-            yield from members(state)
+    elif type(value).__module__ != "builtins" and not isinstance(value, np.generic | np.dtype):
+        function, arguments, *rest = value.__reduce_ex__(4)
+        if function is not copyreg.__newobj__:  # type: ignore[attr-defined]
+            yield from members(arguments)
+        state = rest[0] if rest else None
+        # Two states are those of a class with slots; others have been seen as well.
+        for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+            yield from members(part)
 
 
 def label(key: object) -> str:
     """A key of a dictionary in a name."""
+    if isinstance(key, type):
+        return f"{key.__module__}.{key.__qualname__}"
     return ",".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 

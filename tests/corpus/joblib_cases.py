@@ -63,7 +63,7 @@ def structures(folder: Path) -> Iterator[Case]:
     for suffix, how in COMPRESSED.items():
         path = folder / f"compressed.{suffix}"
         joblib.dump(arrays, path, compress=how)
-        yield Case(path.name, "opaque", dict)
+        yield Case(path.name, "opaque", dict, told="it is a compressed joblib file")
 
 
 def estimators(folder: Path) -> Iterator[Case]:

@@ -10,7 +10,12 @@ import joblib_cases
 import numpy as np
 import safetensors.numpy
 import skops.io
-from cases import Arrays, Case, numbers
+from cases import Arrays, Case, flat, numbers
+
+TOLD = {
+    "forest": "'estimators_.0.tree_.nodes' holds records",
+    "neighbours": "'_tree.2' holds records",
+}
 
 
 def write(folder: Path) -> Iterator[Case]:
@@ -18,7 +23,7 @@ def write(folder: Path) -> Iterator[Case]:
     for name, estimator in joblib_cases.fitted().items():
         path = folder / f"{name}.skops"
         skops.io.dump(estimator, path)
-        yield Case(path.name, "skops", partial(load_members, path))
+        yield Case(path.name, "skops", partial(load_skops, path), TOLD.get(name, ""))
     arrays = {"w": numbers(4, 5), "b": numbers(5)}
     npz = io.BytesIO()
     np.savez(npz, **arrays)
@@ -29,19 +34,32 @@ def write(folder: Path) -> Iterator[Case]:
             archive.writestr("model.safetensors", safetensors.numpy.save(arrays))
             archive.writestr("inner/more.npz", npz.getvalue())
         stored = method == zipfile.ZIP_STORED
-        yield Case(path.name, "zip", partial(load_bundle, arrays if stored else {}))
+        told = "" if stored else "looks like safetensors but is compressed"
+        yield Case(path.name, "zip", partial(load_bundle, arrays if stored else {}), told)
 
 
-def load_members(path: Path) -> Arrays:
-    """What numpy loads of the members that are npy files, by their names without `.npy`."""
-    found: Arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith(".npy"):
-                array = np.load(io.BytesIO(archive.read(name)), allow_pickle=True)
-                if array.dtype != object:
-                    found[name.removesuffix(".npy")] = array
-    return found
+def load_skops(path: Path) -> Arrays:
+    """What skops loads, by path in the structure; its numbers of numpy are arrays, too.
+
+    What is in several places is in the archive once, and called after the first.
+    """
+    seen: set[int] = set()
+
+    def once(one: object) -> object:
+        if not isinstance(one, np.ndarray | np.generic):
+            return one
+        if id(one) in seen:
+            return None
+        seen.add(id(one))
+        return np.asarray(one)
+
+    value = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
+    # Trees are written as what their `__reduce__` gives, random numbers as their state alone.
+    return {
+        name.replace("tree_.1", "tree_.__reduce__.args.1"): array
+        for name, array in flat(value, once).items()
+        if not name.startswith("_random_state.0.")
+    }
 
 
 def load_bundle(arrays: Arrays) -> Arrays:

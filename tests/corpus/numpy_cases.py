@@ -21,7 +21,7 @@ OPAQUE = {
     "bfloat16": np.arange(4).astype(ml_dtypes.bfloat16),  # which numpy saves as "|V2"
 }
 TOLD = {
-    "opaque_records": "elements of type",
+    "opaque_records": "holds records",
     "opaque_long": "elements of type '<f16'",
     "opaque_bfloat16": "elements of type '<V2'",
     "with_opaque": "opaque bytes for 3 of 4 arrays: ",
