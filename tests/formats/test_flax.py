@@ -115,8 +115,10 @@ def test_forms_of_other_writers():
         msgpack.ExtType(2, b""),
     ]
     fixed = [msgpack.ExtType(9, bytes(n)) for n in (1, 2, 4, 8, 16)]
-    data = packed({"a": {1: [others, fixed, ONE], -5: {"b": ONE}}, "last": np.float32(1).tobytes()})
-    assert list(tensors(data)) == ["a.1.2", "a.-5.b"]
+    data = packed(
+        {"a": {1: [others, fixed, ONE], -5: {"b": ONE}, -300: ONE}, "last": np.float32(1).tobytes()}
+    )
+    assert list(tensors(data)) == ["a.1.2", "a.-5.b", "a.-300"]
     assert sniffed(data)
     assert list(tensors(packed({"f32": b"\xca", "a": ONE}, use_single_float=True))) == ["a"]
 

@@ -197,6 +197,7 @@ def test_a_bad_member_is_named():
 
 
 CONTENT = npy(np.arange(4, dtype=np.uint8))
+TEXT = npy(np.array(["x"]))
 
 
 def member(name=b"a.npy", content=CONTENT, **changes):
@@ -397,6 +398,7 @@ MALFORMED = {
     "end record only, zip64": struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, *[0xFFFF] * 2, 0, 0, 0),
     "deflated holds less": build(deflated(size=len(CONTENT) + 1)),
     "deflated holds more": build(deflated(size=len(CONTENT) - 1)),
+    "deflated text holds less": build(deflated(deflate(TEXT), size=len(TEXT) + 1)),
     "deflated and more behind": build(deflated(deflate(CONTENT) + b"x")),
     "deflated and cut": build(deflated(deflate(CONTENT)[:-1])),
     "deflated damaged": build(deflated(b"\xff" * 90)),
