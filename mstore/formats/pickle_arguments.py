@@ -157,9 +157,9 @@ class Arguments:
         return self._decimal(self.line(_MAX_DIGITS).removesuffix(b"L"))
 
     def _decimal(self, digits: bytes) -> int:
-        if not _INTEGER.fullmatch(digits):
-            raise self.fail("has a number that is none")
-        return int(digits)
+        if digits.isdigit() or _INTEGER.fullmatch(digits):
+            return int(digits)
+        raise self.fail("has a number that is none")
 
     def float_line(self) -> float:
         """A decimal number with a point, or a special value."""

@@ -11,7 +11,7 @@ from mstore.errors import LimitExceededError
 from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_values import CONTAINERS, Call, Floats, Global, Pair, Skipped
 
-MAX_OPCODES = 8_000_000
+MAX_OPCODES = 4_000_000
 """Most opcodes of a file's pickles; a tensor takes about 60."""
 
 MAX_MEMORY = 256 * 1024 * 1024
@@ -23,10 +23,14 @@ MAX_MARKS = 10_000
 VALUE = 112
 """Bytes that a value takes, about."""
 
-_LEAST_MEMORY = 40 * 1024 * 1024
-_PER_BYTE = 6  # a dictionary of words takes 5 bytes of memory for each of the file
+_LEAST_MEMORY = 24 * 1024 * 1024
+_PER_BYTE = 10  # words take 5 bytes of memory for each of the file, short lists of floats 8
+_RUN = 176  # bytes that a run of floats takes
+LEAST_RUN = 64
+"""Fewest float opcodes in a row that are stepped over together; their values are not kept."""
+
 _SCATTERED = 112  # bytes that a memo entry takes whose number is not the next one
-_NUMBERS, _NUMBER = (int, float), 28  # and the bytes of one
+_NUMBERS, _NUMBER = (int, float), 24  # and the bytes of one
 _WHOLE = 256  # members of a list or dictionary that are all kept
 _MANY = 16  # tuples of fewer floats are kept as they are, since a call may be given them
 
@@ -92,7 +96,7 @@ class Stack:
         """Push the numbers of float opcodes, the last of which is at `offset`."""
         self._floats += len(numbers)
         self._last_float = (offset, self.turn)
-        self.charge(8 * len(numbers) + _NUMBER)
+        self.charge(_size_of_floats(len(numbers)))
         self.values += numbers
 
     # Marks.
@@ -109,6 +113,7 @@ class Stack:
         """What was pushed since the last mark; both are gone then."""
         members = self.values
         self.values, *noted = self._marked.pop()
+        self.account.memory += VALUE
         self._since = noted[0], noted[1], noted[2]
         return members
 
@@ -120,7 +125,7 @@ class Stack:
             return members
         if any(type(member) is not float for member in members):
             return members
-        self.account.memory += 8 * len(members)
+        self.account.memory += _size_of_floats(len(members))
         return [Floats(len(members), start, self.arguments.position - 1, floats, turn)]
 
     def _pop_one_packed(self) -> list[object]:
@@ -129,6 +134,7 @@ class Stack:
         offset, turn = self._last_float
         if type(member) is not float or turn != self.turn:
             return [member]
+        self.account.memory += _size_of_floats(1)
         return [Floats(1, offset, self.arguments.position - 1, self._floats - 1, turn)]
 
     # Lists, tuples and dictionaries.
@@ -139,7 +145,8 @@ class Stack:
 
     def list_of(self) -> None:
         """Push a list of what was pushed since the mark."""
-        self.push(self._pop_packed())
+        members = self._pop_packed()
+        self.push(members, VALUE + _RUN if members and isinstance(members[0], Floats) else VALUE)
 
     def append(self) -> None:
         """Append the last value to the list before it."""
@@ -156,7 +163,7 @@ class Stack:
             if isinstance(last, Floats) and (joined := last.joined(new)) is not None:
                 target[-1] = joined
                 return
-            self.charge(VALUE)
+            self.charge(_RUN)
         elif len(target) >= _WHOLE and all(type(one) in _NUMBERS for one in members):
             self._forget(members)
             before = last.count if isinstance(last, Skipped) else 0
@@ -297,3 +304,8 @@ class Stack:
     def note(self, what: str) -> None:
         """Note that the pickle would do something else."""
         self.account.others.setdefault(what, self.arguments.position - 1)
+
+
+def _size_of_floats(count: int) -> int:
+    """Bytes that floats take on the stack: those of long runs are all the same one."""
+    return 8 * count if count >= LEAST_RUN else (8 + _NUMBER) * count

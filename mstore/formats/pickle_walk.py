@@ -16,9 +16,10 @@ from mstore.errors import LimitExceededError, UnsafeInputError
 from mstore.formats.base import BytesReader
 from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_inline import is_wrapper, read_inline
-from mstore.formats.pickle_stack import VALUE, Account, Stack, new_account
+from mstore.formats.pickle_stack import LEAST_RUN, VALUE, Account, Stack, new_account
 from mstore.formats.pickle_values import (
     Call,
+    Chars,
     Dict,
     Extension,
     Global,
@@ -26,6 +27,7 @@ from mstore.formats.pickle_values import (
     OutOfBand,
     Persistent,
     Set,
+    Text,
 )
 from mstore.ids import Buffer
 
@@ -33,6 +35,7 @@ _MAX_NAME = 4096  # characters of a module and a name in it
 _MAX_PROTOCOL = 5
 _STOP, _FLOAT = ord("."), ord("G")
 _NO_FRAME = sys.maxsize
+_PLACED, _PLACE = (Chars, Text), 72  # bytes that the numbers in them take
 _CALL = 384  # bytes that a call takes
 _RUN = 1024  # floats that are stepped over at once
 _UNREAD = [0.0]  # what stands for each of many floats in a row, whose values nobody asks for
@@ -83,7 +86,7 @@ class _Machine(Stack):
             if read := _PLAIN[opcode]:
                 self.turn += 1
                 value = read(arguments)
-                self.push(value, sys.getsizeof(value))
+                self.push(value, sys.getsizeof(value) + _PLACE * (type(value) in _PLACED))
             elif act := _ACTS[opcode]:
                 self.turn += 1
                 act(self)
@@ -123,7 +126,7 @@ class _Machine(Stack):
         opcodes = window[at : at + 9 * _RUN : 9]
         room = min(len(window) - at, self._frame_end - offset) // 9
         count = min(len(opcodes) - len(opcodes.lstrip(b"G")), room)
-        if count < 2:
+        if count < LEAST_RUN:
             self.push_floats([arguments.f64()], offset)
         else:
             arguments.at = at + 9 * count

@@ -382,7 +382,7 @@ def test_limits(monkeypatch):
     monkeypatch.setattr(pickle_stack, "MAX_MEMORY", 10_000)
     for flood in (b"]", b"}", b"\x8f", b"(", b")\x85", b"cm\nC\n", b"\x97", b"F1\n", b"U\1x"):
         with pytest.raises(LimitExceededError, match="10000 bytes"):
-            walk(flood * 1000 + b".")
+            walk(flood * 2000 + b".")
     with pytest.raises(LimitExceededError):
         walk(b"N" + b"".join(b"p%d\n" % index for index in range(2000)) + b".")
     for many in (b"](" + b"N" * 9000 + b"e.", b"}(" + b"N" * 400 + b"u.", b"N" + b"2" * 2000):
