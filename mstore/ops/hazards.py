@@ -7,9 +7,8 @@ from pathlib import Path
 
 from mstore.database import Database
 from mstore.errors import MstoreError, UnsafeInputError
-from mstore.formats.detect import FORMATS, find_format
+from mstore.formats.detect import find_format
 from mstore.formats.hazards import Hazards, find_hazards, judge
-from mstore.layout import ByteReader, Layout
 from mstore.objects import Snapshot
 from mstore.ops.scan import FoundFile
 from mstore.ops.storedfolder import StoredFolders
@@ -55,12 +54,6 @@ def scan_snapshot(db: Database, snapshot: Snapshot, paths: Iterable[str]) -> Ite
             yield Scanned(path, entry.size, None, error)
         else:
             yield Scanned(path, entry.size, hazards)
-
-
-def judge_described(source: ByteReader, layout: Layout) -> Hazards:
-    """What loading a file would do that has just been described as `layout`."""
-    described = (known for known in FORMATS if known.name == layout.format)
-    return judge(source, next(described, None) or find_format(source))
 
 
 def refuse_unsafe(directory: Path, files: Iterable[FoundFile]) -> None:

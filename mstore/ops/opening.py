@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mstore.formats.detect import describe
+from mstore.formats.detect import describe, find_format
+from mstore.formats.hazards import judge
 from mstore.formats.shards import check_shards
 from mstore.ingest import FileToStore
-from mstore.ops.hazards import judge_described, refusal, refuse_unsafe, warning_of
+from mstore.ops.hazards import refusal, refuse_unsafe, warning_of
 from mstore.ops.scan import FoundFile
 from mstore.sources import FileSource, Folder, FolderOf
 
@@ -31,7 +32,7 @@ def open_files(
         source = FileSource(path)
         folder = folders.setdefault(path.parent, Folder(path.parent))
         layout, warning = describe(source, FolderOf(folder, path.name))
-        hazards = judge_described(source, layout)
+        hazards = judge(source, find_format(source))
         if refuse and hazards.unsafe:
             # It has become so since all were looked at.
             source.close()

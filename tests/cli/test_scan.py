@@ -74,6 +74,13 @@ def test_nothing_to_scan(work: Path, mstore: Any) -> None:
     assert scanned(mstore, "empty") == {"files": [], "counts": {}}
 
 
+def test_a_malformed_file_is_an_error_and_an_unknown_one_is_none(work: Path, mstore: Any) -> None:
+    Path("model.safetensors").write_bytes(Path("model.safetensors").read_bytes()[:-5])
+    Path("unknown.pkl").write_bytes(b"cnobody.knows\nname\n(tR.")
+    assert mstore("scan", "model.safetensors").code == 13
+    assert mstore("scan", "unknown.pkl").code == 0
+
+
 def test_many_findings_are_cut_short(work: Path, mstore: Any) -> None:
     names = "".join(f"cnobody.knows\nname{number}\n(tR0" for number in range(1200))
     Path("many.pkl").write_bytes(names.encode() + b"N.")
@@ -366,7 +373,7 @@ mine = os.path.realpath(sys.argv[-1])
 seen = []
 
 def hear(event, args):
-    if event in ("object.__getattr__", "sys._getframe", "os.chdir"):
+    if event in ("object.__getattr__", "sys._getframe", "builtins.id"):
         return
     path = args[0] if args else None
     if event == "open" and isinstance(path, str) and not args[2] & (os.O_WRONLY | os.O_RDWR):
@@ -388,11 +395,13 @@ print(code, seen, sorted(set(sys.modules) - before), file=sys.stderr)
     [
         SHELL,
         b"cantigravity\nfly\n(tR.",
+        b"ccolorsys\nrgb_to_hls\n(I1\nI1\nI1\ntR.",
+        b"some words",
         b"\x80\x04\x8c\x0bantigravity\x8c\x03fly\x93)R.",
         b"(S'true'\niposix\nsystem\n.",
         b"ccolorsys\nrgb_to_hls\n(I1\nI1\nI1\ntR" + SHELL[:-1] + b"no pickle any more",
     ],
-    ids=["system", "import", "stack", "instance", "broken"],
+    ids=["system", "import", "unknown", "words", "stack", "instance", "broken"],
 )
 def test_a_scan_imports_opens_and_runs_nothing(content: bytes, work: Path, mstore: Any) -> None:
     Path("bad").write_bytes(content)
