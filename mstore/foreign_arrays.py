@@ -1,9 +1,11 @@
-"""Arrays of other libraries as numpy arrays, without importing those libraries.
+"""Arrays of other libraries as numpy arrays, and back, without those libraries being needed.
 
 A PyTorch tensor can only exist where its program has imported torch, so torch is taken from there.
 """
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -79,3 +81,32 @@ def _torch_to_numpy(tensor: Any) -> Array:
     # numpy does not know the type by torch's name: pass the bits under an integer's.
     carrier = torch.int16 if special.itemsize == 2 else torch.uint8
     return np.asarray(plain.view(carrier).numpy().view(special))
+
+
+def converter(library: str) -> Callable[[Array], object]:
+    """What makes arrays of `library`, "numpy" or "torch", of numpy arrays, sharing their memory.
+
+    Raises InvalidInputError for other names, and when the library is not installed.
+    """
+    if library == "numpy":
+        return lambda array: array
+    if library != "torch":
+        raise InvalidInputError(f"unknown library {library!r}", hint='use "numpy" or "torch"')
+    try:
+        import_module("torch")
+    except ImportError as error:
+        raise InvalidInputError("PyTorch is not installed", hint="pip install torch") from error
+    return _to_torch
+
+
+def _to_torch(array: Array) -> object:
+    """The tensor with the bits of `array`; the array itself if PyTorch has no such type."""
+    torch: Any = sys.modules["torch"]
+    name = str(array.dtype)
+    try:
+        if name not in ML_DTYPES:
+            return torch.from_numpy(array)
+        carrier = np.dtype(np.int16 if array.itemsize == 2 else np.uint8)
+        return torch.from_numpy(array.view(carrier)).view(getattr(torch, name))
+    except (TypeError, ValueError, AttributeError):
+        return array

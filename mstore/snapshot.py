@@ -12,6 +12,7 @@ from mstore.chunkreader import ChunkReader
 from mstore.database import Database
 from mstore.errors import InvalidInputError, NotFoundError
 from mstore.filebytes import StoredBytes
+from mstore.foreign_arrays import converter
 from mstore.formats.safetensors import read_metadata
 from mstore.ids import Id
 from mstore.numpy_dtypes import Array
@@ -241,24 +242,27 @@ class Snapshot:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.record.files.values())
 
-    def load(self) -> object:
-        """The value that was committed, its arrays in memory as numpy arrays.
+    def load(self, *, arrays: str = "numpy") -> object:
+        """The value that was committed, its arrays in memory.
 
         A version of one file of tensors gives its structure, or its arrays by name; a version of
-        several files gives the arrays of all of them by name (see `tensors`). Raises
-        InvalidInputError when it holds no tensors at all, CorruptDataError when data is damaged.
+        several files gives the arrays of all of them by name (see `tensors`). They are numpy's, or
+        with `arrays="torch"` tensors of PyTorch, but for arrays of types that it does not have.
+        Raises InvalidInputError when it holds no tensors at all, CorruptDataError when data is
+        damaged.
         """
+        convert = converter(arrays)
         if len(self.files) == 1:
             (file,) = self.files.values()
             if file.format == "safetensors":
-                arrays = _arrays(file.tensors)
-                return restore(read_metadata(file), arrays, arrays.__getitem__)
+                found = _arrays(file.tensors)
+                return restore(read_metadata(file), found, found.__getitem__, convert)
         if not self.tensors:
             raise InvalidInputError(
                 f"version {self.id[:12]} holds no tensors to load",
                 hint="read its files with snapshot.files[path].read(), or check it out",
             )
-        return _arrays(self.tensors)
+        return {name: convert(array) for name, array in _arrays(self.tensors).items()}
 
     def checkout(
         self,

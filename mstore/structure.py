@@ -11,8 +11,10 @@ as numpy arrays. Grammar of that JSON, where "name" is the name of a tensor of t
     ["list", value, …]            list; ["tuple", value, …] likewise
     ["dict", key, value, …]       dict with other keys
     ["ordered", key, value, …]    collections.OrderedDict
+    ["set", value, …]             set, of what may be a key; ["frozenset", value, …] likewise
     ["array", name]               numpy array of the tensor's own type and shape
     ["array", name, dtype, "F"]   numpy array of another type (or null), column-major (or "C")
+    ["objects", [extent, …], value, …]       numpy array of Python objects, row-major
     ["scalar", dtype, base64]     numpy scalar
     ["str_", value], ["bytes_", base64]      numpy str_ and bytes_
     ["numbers", "list", name]     list (or "tuple") of at least 64 float or int, as a F64 or I64
@@ -56,9 +58,9 @@ MAX_STRUCTURE = 32 * 1024 * 1024
 def flatten(value: object) -> ArrayFile:
     """The safetensors file that holds `value`.
 
-    Accepts dicts, OrderedDicts, lists and tuples, nested, of arrays and plain values; arrays are
-    numpy's, and whatever offers `__array__` or `__dlpack__`. Buffers of the result are views of
-    contiguous little-endian arrays.
+    Accepts dicts, OrderedDicts, lists, tuples and sets, nested, of arrays and plain values; arrays
+    are numpy's, and whatever offers `__array__` or `__dlpack__`. Buffers of the result are views
+    of contiguous little-endian arrays.
 
     Raises InvalidInputError, naming the place inside `value`, for anything that would not come
     back equal; LimitExceededError for more nesting or plain values than could be read back.
@@ -70,22 +72,26 @@ def flatten(value: object) -> ArrayFile:
 
 
 def restore(
-    metadata: Mapping[str, str], names: Iterable[str], load: Callable[[str], Array]
+    metadata: Mapping[str, str],
+    names: Iterable[str],
+    load: Callable[[str], Array],
+    convert: Callable[[Array], object] = lambda array: array,
 ) -> object:
     """The value that `flatten` made a file of.
 
     `metadata` is that of the file, `names` are its tensors, and `load` gives one of them as a
     numpy array of the type its dtype stands for. A file without a structure is a flat dict of its
-    tensors. Memory is bounded by the file's size: a structure can use each tensor only once.
+    tensors. `convert` makes of each array what is to stand for it in the value. Memory is bounded
+    by the file's size: a structure can use each tensor only once.
 
     Raises FormatError for a structure that breaks the grammar or does not use every tensor,
     LimitExceededError for one that is too long or deep.
     """
     text = metadata.get(STRUCTURE_KEY)
     if text is None:
-        return {name: load(name) for name in names}
+        return {name: convert(load(name)) for name in names}
     _check_length(text)
-    restorer = Restorer(names, load)
+    restorer = Restorer(names, load, convert)
     value = restorer.value(parse_json(text), 0)
     restorer.finish()
     return value

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mstore.carriers import from_carrier, parse_dtype
 from mstore.errors import FormatError, LimitExceededError
@@ -31,9 +32,16 @@ _HEX = re.compile("-?[0-9a-f]+")
 class Restorer:
     """Turns nodes into values; each tensor is loaded at most once."""
 
-    def __init__(self, names: Iterable[str], load: Callable[[str], Array]) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        load: Callable[[str], Array],
+        convert: Callable[[Array], object] = lambda array: array,
+    ) -> None:
+        """`convert` makes of each array what is to stand for it in the value."""
         self._unused = set(names)
         self._load = load
+        self._convert = convert
 
     def value(self, node: object, depth: int) -> object:
         """The value of `node`, `depth` containers down."""
@@ -53,12 +61,18 @@ class Restorer:
             case ["ordered", *items]:
                 return self._pairs(OrderedDict(), items, depth + 1)
             case ["array", str(name)]:
-                return self._tensor(name)
+                return self._convert(self._tensor(name))
             case ["array", str(name), dtype, "C" | "F" as order]:
                 array = self._tensor(name)
                 if dtype is not None:
                     array = from_carrier(array, parse_dtype(dtype))
-                return np.asfortranarray(array) if order == "F" else array
+                return self._convert(np.asfortranarray(array) if order == "F" else array)
+            case ["set", *items]:
+                return self._set(items, depth + 1)
+            case ["frozenset", *items]:
+                return frozenset(self._set(items, depth + 1))
+            case ["objects", [*shape], *items]:
+                return _objects(shape, [self.value(item, depth + 1) for item in items])
             case ["numbers", "list", str(name)]:
                 return self._numbers(name)
             case ["numbers", "tuple", str(name)]:
@@ -91,6 +105,16 @@ class Restorer:
             mapping[key] = self.value(items[place + 1], depth)
         return mapping
 
+    def _set(self, items: list[object], depth: int) -> set[object]:
+        found = set()
+        for item in items:
+            value = self.value(item, depth)
+            _check_restored_key(value)
+            if value in found:
+                raise FormatError("the structure has a value twice in a set")
+            found.add(value)
+        return found
+
     def _tensor(self, name: str) -> Array:
         try:
             self._unused.remove(name)
@@ -112,6 +136,21 @@ class Restorer:
         if array.ndim != 1 or array.dtype != np.uint8:
             raise FormatError(f"the tensor {name[:80]!a} is no string of bytes")
         return array.tobytes()
+
+
+def _objects(shape: list[object], items: list[object]) -> Array:
+    """The array of Python objects of that shape."""
+    array: npt.NDArray[np.object_] = np.empty(len(items), object)
+    for index, item in enumerate(items):
+        # One by one: numpy would take a list apart.
+        array[index] = item
+    dims = [dim for dim in shape if type(dim) is int and dim >= 0]
+    try:
+        if len(dims) == len(shape):
+            return array.reshape(dims)
+    except (ValueError, OverflowError):
+        pass  # another number of items, told below
+    raise FormatError("the structure has an array of objects of another shape")
 
 
 def _check_restored_key(key: object) -> None:

@@ -5,11 +5,14 @@ import json
 import math
 import struct
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mstore.carriers import Node, describe_dtype, to_carrier
 from mstore.errors import InvalidInputError, LimitExceededError
@@ -55,6 +58,10 @@ class Flattener:
             return self._sequence_node(value)  # type: ignore[arg-type]
         if kind in (dict, OrderedDict):
             return self._mapping_node(value)  # type: ignore[arg-type]
+        if kind in (set, frozenset):
+            return self._set_node(value)  # type: ignore[arg-type]
+        if kind is np.ndarray and value.dtype == np.dtype(object):  # type: ignore[attr-defined]
+            return self._objects_node(value)  # type: ignore[arg-type]
         try:
             return self._scalar_node(value) if isinstance(value, np.generic) else self._array(value)
         except InvalidInputError as error:
@@ -93,13 +100,31 @@ class Flattener:
         kind = "dict" if type(mapping) is dict else "ordered"
         return [kind, *(node for pair in pairs for node in pair)]
 
+    def _set_node(self, values: Set[object]) -> Node:
+        nodes: list[Node] = []
+        with self._inside(values):
+            for value in values:
+                self._path[-1] = value
+                self._check_key(value)
+                nodes.append(self.node(value))
+        # Equal sets may be walked in different orders.
+        return [type(values).__name__, *sorted(nodes, key=json.dumps)]
+
+    def _objects_node(self, array: npt.NDArray[np.object_]) -> Node:
+        nodes: list[Node] = ["objects", list(array.shape)]
+        with self._inside(array):
+            for index, value in enumerate(array.ravel().tolist()):
+                self._path[-1] = index
+                nodes.append(self.node(value))
+        return nodes
+
     def _check_key(self, key: object) -> None:
         if type(key) is tuple:
             for item in key:
                 self._check_key(item)
         elif type(key) not in KEY_TYPES:
             raise InvalidInputError(
-                f"{self._where()}: a {type(key).__qualname__} cannot be kept as a key",
+                f"{self._where()}: a {type(key).__qualname__} cannot be kept as a key or in a set",
                 hint="use str, numbers, bytes, None or tuples of them",
             )
 
@@ -221,9 +246,13 @@ def _refusal(value: object) -> InvalidInputError:
         hint = "commit its state_dict()"
     elif isinstance(value, tuple) and hasattr(kind, "_asdict"):
         hint = "commit its _asdict()"
-    elif isinstance(value, set | frozenset):
-        hint = "commit it as a sorted list"
-    elif isinstance(value, dict | list | tuple | str | bytes | int | float | complex):
+    elif is_dataclass(value):
+        hint = "commit dataclasses.asdict(…) of it"
+    elif hasattr(kind, "tocsr"):
+        hint = "commit its data, indices, indptr and shape"
+    elif isinstance(value, PurePath):
+        hint = "commit str(…) of it"
+    elif isinstance(value, dict | list | tuple | set | str | bytes | int | float | complex):
         plain = next(base for base in kind.__mro__ if base.__module__ == "builtins")
         hint = f"commit it as a plain {plain.__name__}"
     else:

@@ -1,11 +1,13 @@
 """Tensors of PyTorch and JAX become numpy arrays with the same bits."""
 
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from mstore.errors import InvalidInputError
-from mstore.foreign_arrays import to_numpy
+from mstore.foreign_arrays import converter, to_numpy
 from mstore.structure import flatten
 
 
@@ -43,6 +45,34 @@ def test_every_torch_type_keeps_its_bits(torch, name, expected):
     assert type(array) is np.ndarray
     assert array.dtype == expected
     assert array.tobytes() == raw.tobytes()
+
+
+@pytest.mark.parametrize(("name", "dtype"), TYPES, ids=[name for name, _ in TYPES])
+def test_every_array_becomes_a_tensor_of_its_bits(torch, name, dtype):
+    raw = (BITS.view(np.uint8) & 1) if name == "bool" else BITS.view(np.uint8)
+    array = raw.copy().view(dtype).reshape(2, -1)
+    tensor = converter("torch")(array)
+    assert tensor.dtype == getattr(torch, name)
+    assert tensor.shape == array.shape
+    assert to_numpy(tensor).tobytes() == raw.tobytes()
+    assert converter("torch")(array[0, 0].reshape(())).shape == ()
+
+
+def test_arrays_that_torch_does_not_have_stay(torch):
+    for array in (np.array(["a"]), np.arange(3, dtype=">f4"), np.zeros(2, [("a", "i4")])):
+        assert converter("torch")(array) is array
+        assert converter("numpy")(array) is array
+
+
+def test_other_libraries_are_refused():
+    with pytest.raises(InvalidInputError, match="unknown library 'jax'"):
+        converter("jax")
+
+
+def test_a_library_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InvalidInputError, match="not installed"):
+        converter("torch")
 
 
 def test_torch_memory_is_shared(torch):

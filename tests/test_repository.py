@@ -332,3 +332,36 @@ def test_a_base_by_hand(repo: Repository, monkeypatch: pytest.MonkeyPatch) -> No
     assert np.array_equal(found.load()["w"], weights + np.float32(1e-6))
     with pytest.raises(NotFoundError, match="unknown revision 'mian'"):
         tuned.commit({"w": weights}, base=["main", "mian"])
+
+
+def test_a_checkpoint_of_torch_comes_back(repo: Repository) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 4, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    checkpoint = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    loaded = repo.commit(checkpoint).load(arrays="torch")
+    assert loaded["epoch"] == 3
+    assert loaded["optimizer"]["param_groups"] == checkpoint["optimizer"]["param_groups"]
+    again = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).bfloat16()
+    again.load_state_dict(loaded["model"])
+    for name, tensor in model.state_dict().items():
+        assert loaded["model"][name].dtype == tensor.dtype
+        assert torch.equal(again.state_dict()[name], tensor)
+    other = torch.optim.AdamW(again.parameters())
+    other.load_state_dict(loaded["optimizer"])
+    for number, state in optimizer.state_dict()["state"].items():
+        assert other.state_dict()["state"][number].keys() == state.keys()
+        for name, tensor in state.items():
+            assert torch.equal(other.state_dict()["state"][number][name], tensor)
+
+
+def test_files_load_as_tensors_of_torch(repo: Repository, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(3, dtype=torch.bfloat16)}, tmp_path / "m.pt")
+    loaded = repo.commit(tmp_path / "m.pt").load(arrays="torch")
+    assert torch.equal(loaded["w"], torch.ones(3, dtype=torch.bfloat16))
+    with pytest.raises(InvalidInputError):
+        repo["main"].load(arrays="tensorflow")

@@ -2,7 +2,9 @@
 
 import struct
 from collections import OrderedDict, defaultdict, namedtuple
+from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -31,6 +33,9 @@ def assert_same(one, other):
         assert len(one) == len(other)
         for left, right in zip(one, other, strict=True):
             assert_same(left, right)
+    elif isinstance(one, np.ndarray) and one.dtype == object:
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert_same(one.ravel().tolist(), other.ravel().tolist())
     elif isinstance(one, float) and type(one) is float:
         assert struct.pack("d", one) == struct.pack("d", other)
     elif type(one) is complex:
@@ -76,6 +81,17 @@ class Colour(IntEnum):
 
 
 Point = namedtuple("Point", "x y")
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float = 0.1
+
+
+class Sparse:
+    def tocsr(self):
+        return self
+
 
 NAN_PAYLOAD = struct.unpack("<d", struct.pack("<Q", 0x7FF8DEADBEEF0001))[0]
 NAN_NEGATIVE = struct.unpack("<d", struct.pack("<Q", 0xFFF8000000000000))[0]
@@ -128,6 +144,10 @@ PLAIN = [
     OrderedDict([("b", 1), ("a", [OrderedDict(x=())])]),
     {"__metadata__": 1, "mstore.structure": 2},
     ["list", ["array", "x"]],
+    set(),
+    {3, 1.5, "x", None, b"y", (1, "z")},
+    frozenset([2**70, True]),
+    {"classes": {"a", "b"}},
     {"array": ["blob", "bytes", "x"]},
     np.float32(3),
     np.float64(NAN_PAYLOAD),
@@ -294,6 +314,34 @@ def test_any_array_comes_back(array):
     assert_same(round_trip([array]), [array])
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array(["a", "bc", None, 1.5], object),
+        np.array([["x", [1, 2]], [{"k": np.arange(3)}, ()]], object),
+        np.asfortranarray(np.array([["a", "b", "c"], ["d", "e", "f"]], object)),
+        np.array("alone", object),
+        np.empty((0, 3), object),
+    ],
+    ids=lambda array: str(array.shape),
+)
+def test_arrays_of_plain_values_come_back(array):
+    assert_same(round_trip({"names": array})["names"], array)
+
+
+def test_an_array_that_holds_itself_is_refused():
+    array = np.empty(1, object)
+    array[0] = array
+    with pytest.raises(InvalidInputError, match="contains itself"):
+        flatten({"a": array})
+
+
+def test_equal_sets_give_equal_bytes():
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other)
+    assert file_bytes(flatten(one)) == file_bytes(flatten(other))
+
+
 def test_contiguous_arrays_are_not_copied():
     array = np.arange(1000, dtype=np.float32)
     (buffer,) = flatten({"w": array}).buffers
@@ -405,15 +453,17 @@ def test_arrays_of_other_libraries_come_back_as_numpy(value):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.array([None]), "Python objects"),
+        (np.array([Estimator()]), "in a dict"),
         (np.array([(1, None)], [("a", "i4"), ("b", "O")]), "Python objects"),
         (np.array(["a"], np.dtypes.StringDType()), "Python objects"),
         (Module(), "state_dict"),
         (Module, "classes"),
         (Estimator(), "in a dict"),
         (Point(1, 2), "_asdict"),
-        ({1, 2}, "sorted list"),
-        (frozenset(), "sorted list"),
+        (type("Bag", (set,), {})(), "plain set"),
+        (Sparse(), "indptr"),
+        (Path("x"), "str(…)"),
+        (Settings(), "asdict"),
         (defaultdict(list), "plain dict"),
         (Colour.RED, "plain int"),
         (type("Text", (str,), {})("a"), "plain str"),
@@ -426,6 +476,7 @@ def test_arrays_of_other_libraries_come_back_as_numpy(value):
         (type("Half", (np.float64,), {})(1), "plain float"),
         ({Estimator(): 1}, "as a key"),
         ({(1, frozenset()): 1}, "as a key"),
+        ({Estimator()}, "in a set"),
         ({np.int64(1): 1}, "as a key"),
         (Unwilling(), "another device"),
         (len, "in a dict"),
