@@ -77,7 +77,7 @@ class TorchFormat(Format):
         big_endian = _is_big_endian(reader, members, folder)
         member = members[folder + _PICKLE]
         pickled = _window(reader, member)
-        (value, *_), _ = read_harmless(pickled, new_account(pickled.size))
+        (value, *_), _ = read_harmless(pickled, new_account(reader.size))
         places = _places(found, f"{folder}/data/")
         tensors, left = arrange(find_tensors(value), places, big_endian=big_endian)
         arrays, left_too = arrange_arrays("pickle", pickled.size, find_arrays(value))
@@ -93,7 +93,7 @@ class TorchFormat(Format):
             return [Finding("dangerous", code, folder)]
         (member,) = (member for member in found if member.name == folder + _PICKLE)
         pickled = _window(reader, member)
-        return told(find_deeds(pickled, new_account(pickled.size)), member.name)
+        return told(find_deeds(pickled, new_account(reader.size)), member.name)
 
 
 def _first_name(head: bytes) -> bytes:

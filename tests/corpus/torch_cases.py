@@ -273,12 +273,12 @@ def by_other_ways(folder: Path) -> Iterator[Case]:
     yield Case("archive.pt", "torch", partial(load, folder / "archive.pt"))
     legacy = folder / "before_1.6.pt"
     torch.save({"w": tensor(4)}, legacy, _use_new_zipfile_serialization=False)
-    yield Case(legacy.name, "opaque", dict)
+    yield Case(legacy.name, "torch", partial(load, legacy))
     script = folder / "script.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.zeros(1, 2)), script)
-    yield Case(script.name, "opaque", dict, told="it holds TorchScript code")
+    yield Case(script.name, "opaque", dict, told="holds TorchScript code")
     left = folder / "not_understood.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
