@@ -8,12 +8,10 @@ import h5py
 import msgpack
 import numpy as np
 from hostile_archives import archive
-from table import DANGEROUS, DESCRIBED, FORMAT, LIMIT, OPAQUE, UNSAFE, hostile
-
-REFUSED = (UNSAFE, DANGEROUS)
+from table import DESCRIBED, FORMAT, LIMIT, OPAQUE, UNSAFE, hostile
 
 
-@hostile(31, *REFUSED)
+@hostile(31, UNSAFE)
 def external_link(folder: Path) -> None:
     """HDF5 links into other files."""
     with h5py.File(folder / "absolute.h5", "w") as file:
@@ -26,7 +24,7 @@ def external_link(folder: Path) -> None:
         file["soft"] = h5py.SoftLink("/hidden/w/x")
 
 
-@hostile(32, *REFUSED)
+@hostile(32, UNSAFE)
 def external_storage(folder: Path) -> None:
     """HDF5 datasets whose elements are in other files, or in other datasets."""
     with h5py.File(folder / "external.h5", "w") as file:
@@ -40,9 +38,9 @@ def external_storage(folder: Path) -> None:
         file.create_virtual_dataset("w", layout)
 
 
-@hostile(33, LIMIT, FORMAT, DESCRIBED)
-def cycles_and_depth(folder: Path) -> None:
-    """HDF5 groups that hold themselves, and groups nested very deeply or linked very often."""
+@hostile(33, DESCRIBED)
+def cycles(folder: Path) -> None:
+    """HDF5 groups that hold themselves, and one dataset by 2^30 paths: each is seen once."""
     with h5py.File(folder / "self.h5", "w") as file:
         file["a/w"] = np.zeros(3)
         file["a/again"] = file["a"]
@@ -50,11 +48,7 @@ def cycles_and_depth(folder: Path) -> None:
     with h5py.File(folder / "soft.h5", "w") as file:
         file["a"], file["b"] = h5py.SoftLink("/b"), h5py.SoftLink("/a")
         file["w"] = np.zeros(3)
-    with h5py.File(folder / "deep.h5", "w", libver="latest") as file:
-        group = file.id
-        for _ in range(5000):
-            group = h5py.h5g.create(group, b"a")
-    with h5py.File(folder / "many_ways.h5", "w") as file:  # 2^30 paths to one dataset
+    with h5py.File(folder / "many_ways.h5", "w") as file:
         group = file
         for _ in range(30):
             inner = group.create_group("a")
@@ -63,26 +57,46 @@ def cycles_and_depth(folder: Path) -> None:
         group["w"] = np.zeros(3)
 
 
-@hostile(34, LIMIT, FORMAT, UNSAFE, DANGEROUS, DESCRIBED)
+@hostile(33, LIMIT)
+def depth(folder: Path) -> None:
+    """HDF5 groups 5000 deep in each other."""
+    with h5py.File(folder / "deep.h5", "w", libver="latest") as file:
+        group = file.id
+        for _ in range(5000):
+            group = h5py.h5g.create(group, b"a")
+
+
+@hostile(34, LIMIT)
 def chunk_bomb(folder: Path) -> None:
-    """HDF5 tiles that inflate to gigabytes, claim to be huge, or need a plug-in."""
+    """HDF5 tiles that claim to be huge, or a dataset of as many as it has bytes."""
+    with h5py.File(folder / "huge.h5", "w") as file:
+        file.create_dataset("w", (1 << 60,), "u1", chunks=(1 << 31,))
+        file.create_dataset("unwritten", (1 << 62,), "u1")
+    with h5py.File(folder / "tiny.h5", "w") as file:
+        file.create_dataset("w", (1 << 40,), "u1", chunks=(1,))
+
+
+@hostile(34, DESCRIBED)
+def compressed_chunk(folder: Path) -> None:
+    """An HDF5 tile that inflates to 64 MiB: it is left as it is."""
     with h5py.File(folder / "bomb.h5", "w") as file:
         data = file.create_dataset("w", (1 << 26,), "u1", chunks=(1 << 26,), compression="gzip")
         data[:] = 0
-    with h5py.File(folder / "huge.h5", "w") as file:
-        file.create_dataset("w", (1 << 60,), "u1", chunks=(1 << 31,))
-        file.create_dataset("tiny_tiles", (1 << 40,), "u1", chunks=(1,))
-        file.create_dataset("unwritten", (1 << 62,), "u1")
+
+
+@hostile(34, UNSAFE)
+def plug_in(folder: Path) -> None:
+    """HDF5 tiles that only a plug-in could read, which the library would load."""
     with h5py.File(folder / "plugin.h5", "w") as file:
         wanted = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         wanted.set_chunk((4,))
         space = h5py.h5s.create_simple((8,))
-        wanted.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))  # zstandard, which is a plug-in
+        wanted.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))  # zstandard
         h5py.h5d.create(file.id, b"w", h5py.h5t.IEEE_F32LE, space, wanted)
         file["plain"] = np.zeros(4)
 
 
-@hostile(35, FORMAT, LIMIT, UNSAFE, DESCRIBED)
+@hostile(35, FORMAT, DESCRIBED)
 def damaged_heap(folder: Path) -> None:
     """HDF5 structures in which each run of bytes is replaced by ones that mislead."""
     file = io.BytesIO()
@@ -207,7 +221,7 @@ def elsewhere(location: str, offset: int = 0, length: int = 16) -> bytes:
     return b"".join(pairs) + field(14, 1)
 
 
-@hostile(38, *REFUSED)
+@hostile(38, UNSAFE)
 def external_data(folder: Path) -> None:
     """ONNX data in files outside the folder of the model."""
     for number, place in enumerate(
@@ -228,9 +242,9 @@ def external_data(folder: Path) -> None:
         (folder / f"{number:02}.onnx").write_bytes(made)
 
 
-@hostile(39, *REFUSED, FORMAT, DESCRIBED)
+@hostile(39, DESCRIBED)
 def through_links(folder: Path) -> None:
-    """ONNX data behind a symbolic link that leads out of the folder, and in a second name of it."""
+    """ONNX data behind links that lead out of the folder: nothing there is opened for the model."""
     out = folder.parent / "outside"
     out.mkdir(exist_ok=True)
     (out / "weights").write_bytes(bytes(16))
@@ -242,18 +256,12 @@ def through_links(folder: Path) -> None:
     (folder / "by_name.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_second_name"))))
 
 
-@hostile(40, FORMAT, LIMIT, OPAQUE)
+@hostile(40, FORMAT, LIMIT)
 def nested_records(folder: Path) -> None:
-    """Protobuf and msgpack: depth, lengths that overflow, data said twice, sizes that disagree."""
-    deep = field(5, initializer(more=field(9, bytes(16))))
-    for _ in range(2000):  # a graph in an attribute of a node of a graph
-        deep = field(1, field(5, field(1, b"body") + field(6, deep) + field(20, 5)))
+    """Protobuf: depth, lengths that overflow, data said twice, sizes that disagree."""
     good = field(9, bytes(16))
     for name, made in {
-        "deep": field(1, 9) + field(2, b"test") + field(7, deep) + field(8, field(2, 19)),
         "length": onnx(initializer(more=field(9, bytes(16), 2**63))),
-        "graph": field(1, 9) + field(2, b"test") + field(7, b"", 2**40),
-        "varint": field(1, 9) + field(2, b"test") + b"\x3a" + b"\xff" * 20,
         "two_fields": onnx(initializer(more=good + field(4, bytes(16)))),
         "twice": onnx(initializer(more=good + good)),
         "small": onnx(initializer(more=field(9, bytes(12)))),
@@ -262,6 +270,11 @@ def nested_records(folder: Path) -> None:
         "group": onnx(initializer(more=good + b"\x0b" * 3)),
     }.items():
         (folder / f"{name}.onnx").write_bytes(made)
+
+
+@hostile(40, FORMAT, LIMIT, OPAQUE)
+def nested_records_of_others(folder: Path) -> None:
+    """Protobuf that is cut off early, msgpack that lies, and archives 60 deep in each other."""
     array = msgpack.packb(((4,), "float32", bytes(16)))
     for name, made in {
         "deep": b"\x81\xa1a" * 100_000 + b"\xc7" + bytes([len(array), 1]) + array,
@@ -275,7 +288,21 @@ def nested_records(folder: Path) -> None:
         "axes": _flax((1,) * 300, "float32", bytes(4)),
     }.items():
         (folder / f"{name}.msgpack").write_bytes(made)
+    for name, made in {
+        "graph": field(1, 9) + field(2, b"test") + field(7, b"", 2**40),
+        "varint": field(1, 9) + field(2, b"test") + b"\x3a" + b"\xff" * 20,
+        "deep": field(1, 9) + field(2, b"test") + field(7, deep_graph()) + field(8, field(2, 19)),
+    }.items():
+        (folder / f"{name}.onnx").write_bytes(made)
     (folder / "nested.zip").write_bytes(_matryoshka(60))
+
+
+def deep_graph() -> bytes:
+    """A graph in an attribute of a node of a graph, and so on."""
+    deep = field(5, initializer(more=field(9, bytes(16))))
+    for _ in range(2000):
+        deep = field(1, field(5, field(1, b"body") + field(6, deep) + field(20, 5)))
+    return deep
 
 
 def _flax(shape: tuple[int, ...], dtype: str, data: bytes) -> bytes:

@@ -1,19 +1,16 @@
 """Classes 18 to 30: pickles by themselves, in archives of torch, and of joblib."""
 
-import bz2
 import io
-import lzma
+import os
 import pickle
 import struct
 import tarfile
-import zlib
 from pathlib import Path
 
+import joblib
 import numpy as np
 from hostile_archives import archive
-from table import DANGEROUS, DESCRIBED, FORMAT, LIMIT, OPAQUE, UNSAFE, hostile
-
-REFUSED = (UNSAFE, DANGEROUS)
+from table import DESCRIBED, FORMAT, LIMIT, UNSAFE, hostile
 
 GADGETS = [
     *("builtins eval", "builtins exec", "builtins compile", "builtins getattr", "builtins open"),
@@ -127,7 +124,7 @@ def array_pickle(protocol: int = 2) -> bytes:
     return pickle.dumps({"w": np.arange(64, dtype=np.float32)}, protocol)
 
 
-@hostile(18, *REFUSED)
+@hostile(18, UNSAFE)
 def os_system(folder: Path) -> None:
     """The plainest payload, by each opcode that calls, in each kind of file."""
     (folder / "reduce.pkl").write_bytes(call("os system"))
@@ -142,14 +139,14 @@ def os_system(folder: Path) -> None:
     (folder / "inside.pt").write_bytes(torch_file(b"\x80\x04}" + text("w") + stacked[2:-1] + b"s."))
 
 
-@hostile(19, *REFUSED)
+@hostile(19, UNSAFE)
 def gadgets(folder: Path) -> None:
     """Functions that do harm by other names."""
     for number, name in enumerate(GADGETS):
         (folder / f"{number:02}-{name.replace(' ', '.')}.pkl").write_bytes(call(name))
 
 
-@hostile(20, *REFUSED)
+@hostile(20, UNSAFE)
 def dotted_names(folder: Path) -> None:
     """A global whose name reaches further by dots, past lists of whole names."""
     for number, (module, name) in enumerate(
@@ -164,7 +161,7 @@ def dotted_names(folder: Path) -> None:
         (folder / f"{number}.pt").write_bytes(torch_file(made))
 
 
-@hostile(21, *REFUSED, FORMAT)
+@hostile(21, UNSAFE, FORMAT)
 def payload_before_broken_tail(folder: Path) -> None:
     """A call that would have run when the reader comes to what is broken."""
     payload = call("os system")[:-1]
@@ -189,23 +186,30 @@ def frames(folder: Path) -> None:
         (folder / f"{name}.pt").write_bytes(torch_file(made))
 
 
-@hostile(23, LIMIT, FORMAT, DESCRIBED)
+@hostile(23, LIMIT, FORMAT)
 def expansion(folder: Path) -> None:
-    """What doubles at each step by the memo or DUP, and what is nested without end."""
-    laughs = b"\x80\x02]q\x00" + b"".join(
-        b"](" + b"h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(250)
-    )
-    doubled = b"\x80\x02]" + b"(22222222t" * 100_000 + b"."
+    """What is nested without end, and more values than any model has."""
     for name, made in {
-        "laughs": laughs + b".",
-        "doubled": doubled,
+        "doubled": b"\x80\x02]" + b"(22222222t" * 100_000 + b".",
         "deep": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".",
         "deep_tuples": b"\x80\x02)" + b"\x85" * 2_000_000 + b".",
         "marks": b"\x80\x02" + b"(" * 2_000_000 + b".",
-        "cycle": b"\x80\x02]q\x00h\x00a.",
         "memo": b"\x80\x02]" + b"\x94" * 5_000_000 + b".",
-        "far_memo": b"\x80\x02]r\xff\xff\xff\xff.",
         "dictionaries": b"\x80\x02" + b"}" * 3_000_000 + b".",
+    }.items():
+        (folder / f"{name}.pkl").write_bytes(made)
+
+
+@hostile(23, DESCRIBED)
+def expansion_by_the_memo(folder: Path) -> None:
+    """What would double at each step, were it followed each time; cycles; a far memo."""
+    laughs = b"\x80\x02]q\x00" + b"".join(
+        b"](" + b"h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(250)
+    )
+    for name, made in {
+        "laughs": laughs + b".",
+        "cycle": b"\x80\x02]q\x00h\x00a.",
+        "far_memo": b"\x80\x02]r\xff\xff\xff\xff.",
     }.items():
         (folder / f"{name}.pkl").write_bytes(made)
     (folder / "laughs.pt").write_bytes(torch_file(laughs + b"."))
@@ -230,7 +234,7 @@ def lengths_of_two_to_the_60(folder: Path) -> None:
     (folder / "digits.pkl").write_bytes(digits)
 
 
-@hostile(25, UNSAFE, FORMAT, DANGEROUS)
+@hostile(25, UNSAFE)
 def state_of_wrong_type(folder: Path) -> None:
     """BUILD and SETITEM on what the pickle has not made."""
     for name, made in {
@@ -268,7 +272,7 @@ def out_of_bounds(folder: Path) -> None:
     (folder / "missing.pt").write_bytes(torch_file(torch_tensor()))
 
 
-@hostile(27, UNSAFE, DANGEROUS, OPAQUE)
+@hostile(27, UNSAFE)
 def code_and_old_archives(folder: Path) -> None:
     """TorchScript, and the tar archives that torch once wrote."""
     script = {
@@ -297,7 +301,7 @@ def keys_of_storages(folder: Path) -> None:
         (folder / f"{number}.pt").write_bytes(made)
 
 
-@hostile(29, *REFUSED)
+@hostile(29, UNSAFE)
 def under_another_name(folder: Path) -> None:
     """Pickles that are called otherwise: what they are is told by what is in them."""
     for suffix in ("safetensors", "npy", "npz", "h5", "onnx", "gguf", "txt", "bin", "msgpack"):
@@ -306,15 +310,17 @@ def under_another_name(folder: Path) -> None:
     (folder / "no_suffix").write_bytes(call("os system"))
 
 
-@hostile(30, LIMIT, OPAQUE, UNSAFE, DANGEROUS)
-def of_joblib(folder: Path) -> None:
-    """A compressed bomb, and an array of objects, which is a pickle in a pickle."""
-    zeros = bytes(16 << 20)
-    (folder / "bomb.xz").write_bytes(lzma.compress(zeros, preset=0))
-    (folder / "bomb.bz2").write_bytes(bz2.compress(zeros, 1))
-    (folder / "bomb.z").write_bytes(zlib.compress(zeros, 1))
-    import joblib
+@hostile(30, DESCRIBED)
+def compressed_bomb(folder: Path) -> None:
+    """joblib files of a few kilobytes that inflate to megabytes: they are left as they are."""
+    zeros = np.zeros(32 << 20, np.uint8)
+    for suffix, method in (("xz", "xz"), ("bz2", "bz2"), ("z", "zlib"), ("gz", "gzip")):
+        joblib.dump({"w": zeros}, folder / f"bomb.{suffix}", compress=(method, 1))
 
+
+@hostile(30, UNSAFE)
+def array_of_objects_of_joblib(folder: Path) -> None:
+    """An array of objects, which is a pickle in a pickle."""
     joblib.dump({"w": np.array([None, Payload()], object)}, folder / "objects.joblib")
 
 
@@ -322,6 +328,4 @@ class Payload:
     """Unpickled, it would run a command that does nothing."""
 
     def __reduce__(self) -> tuple:
-        import os
-
         return os.system, ("true",)

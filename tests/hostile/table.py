@@ -7,7 +7,6 @@ from pathlib import Path
 FORMAT = "FormatError"
 LIMIT = "LimitExceededError"
 UNSAFE = "UnsafeInputError"
-DANGEROUS = "told as dangerous"
 OPAQUE = "not recognised"
 DESCRIBED = "described"
 
@@ -18,10 +17,9 @@ Write = Callable[[Path], None]
 class Hostile:
     """One way to do harm: files of class `number`, and what may come of them.
 
-    A file is refused by `Format.layout` with one of the errors in `outcomes`; or it is
-    `DANGEROUS`, when its parser runs nothing and so describes it, but says what its own library
-    would run; or `OPAQUE`, when no parser takes it for its own. Files called `beside*` only belong
-    to the hostile ones.
+    Each file is refused by `Format.layout` with one of the errors in `outcomes`; or it is `OPAQUE`,
+    when no parser sees its own format in it; or `DESCRIBED`, when it is odd but does no harm. Files
+    called `beside*` only belong to the hostile ones.
     """
 
     number: int
