@@ -167,6 +167,7 @@ def environment(directory: Path) -> dict[str, str]:
         "COLUMNS": "100",
         "NO_COLOR": "1",
         "TZ": "UTC",
+        "KERAS_BACKEND": "torch",
         "LC_ALL": "C.UTF-8",
     }
 
@@ -176,6 +177,8 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower().replace("`", "")).replace(" ", "-")
 
 
+# Keras on PyTorch says so of its own use of numpy.
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in environment(tmp_path).items():
