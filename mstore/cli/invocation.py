@@ -105,11 +105,6 @@ class Invocation:
         head = self.head
         return locate(self.db, self.model, text, head.commit if head else None)
 
-    def resolve_files(self, text: str) -> tuple[Id, tuple[str, ...]]:
-        """The commit and the paths of the files that `REV` or `REV:PATH` names."""
-        located = self.locate(text)
-        return located.commit, located.files
-
     def worktree_reader(self) -> "WorktreeReader":
         """The working directory, to look at; raises InvalidInputError when there is none."""
         # Which files count as its own takes pathspec, which most commands need not wait for.

@@ -115,15 +115,15 @@ def _in_folder(call: Invocation, folder: Path) -> Iterator[_Found]:
 
 def _in_version(call: Invocation, target: str) -> Iterator[_Found]:
     try:
-        commit, paths = call.resolve_files(target)
+        located = call.locate(target)
     except NoRepositoryError:
         raise NotFoundError(f"there is no file or folder {target}") from None
     except (NotFoundError, InvalidInputError) as error:
         message = f"there is no file or folder {target} here; as a version: {error.message}"
         raise NotFoundError(message, hint=error.hint) from error
-    snapshot = call.db.snapshot(call.db.commit(commit).snapshot)
-    for one in scan_snapshot(call.db, snapshot, snapshot.files if paths is None else paths):
-        yield _Found(one, commit)
+    snapshot = call.db.snapshot(call.db.commit(located.commit).snapshot)
+    for one in scan_snapshot(call.db, snapshot, located.files):
+        yield _Found(one, located.commit)
 
 
 def _print(file: Scanned, *, everything: bool) -> None:
