@@ -194,7 +194,7 @@ def expansion(folder: Path) -> None:
         "deep": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".",
         "deep_tuples": b"\x80\x02)" + b"\x85" * 2_000_000 + b".",
         "marks": b"\x80\x02" + b"(" * 2_000_000 + b".",
-        "memo": b"\x80\x02]" + b"\x94" * 5_000_000 + b".",
+        "memo": b"\x80\x02]" + b"\x94" * 3_000_000 + b".",
         "dictionaries": b"\x80\x02" + b"}" * 3_000_000 + b".",
     }.items():
         (folder / f"{name}.pkl").write_bytes(made)
