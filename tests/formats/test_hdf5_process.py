@@ -69,7 +69,6 @@ def processes(monkeypatch):
         "frame(b'r', 0, 8); os.read(0, 3); os._exit(1)",
         "os.write(0, b'no frame')",
         "frame(b'x')",
-        "frame(b'r', 0, 1 << 20)",  # asks for too much at once
         "frame(b'l', 0, 0xFFFFFFFF); time.sleep(60)",
         "tell(b'no JSON')",
         "tell(b'\\xff')",
@@ -82,6 +81,12 @@ def test_what_it_says_is_not_believed(worker, processes, code):
     with pytest.raises(FormatError):
         list(records(small_file()))
     assert processes[0].returncode is not None
+
+
+def test_it_gets_only_so_much_at_once(worker):
+    worker("frame(b'r', 0, 8193); time.sleep(60)")
+    with pytest.raises(FormatError, match="the HDF5 library failed on it"):
+        list(records(BytesReader(bytes(10_000))))
 
 
 @pytest.mark.parametrize("code", ["frame(b'r', 1 << 40, 8)", "frame(b'r', 2**64 - 1, 8)"])
@@ -306,6 +311,14 @@ class TestLies:
         monkeypatch.setattr(hdf5_listing, "MAX_PATHS", 10)
         with pytest.raises(LimitExceededError, match="long paths"):
             self.layout(monkeypatch, {**self.GOOD, "path": "w" * 11})
+
+    @pytest.mark.parametrize("fill", [None, "00", "0000000000000000"])
+    def test_fill_values_that_are_none(self, monkeypatch, fill):
+        spoken = {**self.GOOD, "fill": fill}
+        monkeypatch.setattr(hdf5_listing, "records", lambda _: iter([spoken]))
+        layout, note = Hdf5Format().examine(small_file())
+        assert not layout.views
+        assert note == "opaque bytes for 1 of 1 datasets: 1 with fill values unknown"
 
     def test_one_path_twice(self, monkeypatch):
         layout = self.layout(monkeypatch, self.GOOD, {**self.GOOD, "address": 2})
