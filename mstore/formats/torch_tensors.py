@@ -82,7 +82,7 @@ class Use:
 
     def order_of_all(self, count: int) -> Literal["C", "F"] | None:
         """The order in which it covers a storage of `count` elements; None if it does not."""
-        if self.storage.start or self.offset or prod(self.shape) != count:
+        if self.offset or prod(self.shape) != count:
             return None
         if count == 0 or _dense(self.shape[::-1], self.strides[::-1]):
             return "C"

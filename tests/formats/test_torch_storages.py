@@ -62,6 +62,15 @@ def test_a_view_has_the_elements_at_its_strides():
         assert (order, np.frombuffer(raw, np.float32).tolist()) == ("view", expected)
 
 
+def test_the_storage_of_several_views_is_hidden_once():
+    value = [tensor(shape=(5,), strides=(1,)), tensor(shape=(2,), strides=(1,), offset=3)]
+    assert shapes(value) == {
+        "0": ("f32", (5,), "view"),
+        "1": ("f32", (2,), "view"),
+        "storage:0": ("f32", (6,), "hidden"),
+    }
+
+
 def test_a_view_in_another_type():
     part = Made(
         Named(V3),
@@ -87,6 +96,12 @@ def test_negative_and_packed_tensors_are_left_out():
         "1 of its tensors are not listed: 'v' is the conjugate or the negative of what is stored"
     )
     assert shapes({"v": negative, "w": tensor()}) == {"w": ("f32", (2, 3), "C")}
+    typed = Made(
+        Named(V3),
+        storage("0", 24, "torch.UntypedStorage"), 0, (2, 3), (3, 1), False, None,
+        Named("torch.float32"), {"conj": True},
+    )  # fmt: skip
+    assert shapes({"v": typed}) == {"storage:v": ("f32", (6,), "hidden")}
     packed = Made(
         Named(V3),
         storage("0", 24, "torch.UntypedStorage"), 0, (24,), (1,), False, None,
