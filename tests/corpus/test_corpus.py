@@ -109,15 +109,7 @@ def test_no_good_file_is_dangerous_or_malformed(corpus):
     )
 
 
-@pytest.mark.parametrize(
-    "library",
-    [
-        pytest.param(library, marks=[pytest.mark.xfail(reason="arrays of numpy")])
-        if library == "torch"
-        else library
-        for library in LIBRARIES
-    ],
-)
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_every_tensor_is_what_its_library_loads(corpus, library):
     wrong = []
     for case in corpus.of(library):
