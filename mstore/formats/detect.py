@@ -1,56 +1,85 @@
 """Which format a file is of, by its content; the one entry point to all parsers."""
 
+import re
+from collections.abc import Callable, Collection
+from functools import lru_cache
+
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import HEAD_SIZE, Format
 from mstore.formats.companion import Companion
-from mstore.formats.flax import FlaxFormat
-from mstore.formats.gguf import GgufFormat
-from mstore.formats.hdf5 import Hdf5Format
-from mstore.formats.joblib import JoblibFormat
-from mstore.formats.keras import KerasFormat
-from mstore.formats.nested import ZipFormat
-from mstore.formats.npy import NpyFormat
-from mstore.formats.npz import NpzFormat
-from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
-from mstore.formats.pickles import PickleFormat
-from mstore.formats.safetensors import SafetensorsFormat
-from mstore.formats.savedmodel import SavedModelFormat
-from mstore.formats.skops import SkopsFormat
-from mstore.formats.tensorbundle import TensorBundleCompanion, TensorflowIndexFormat
-from mstore.formats.torch_legacy import TorchLegacyFormat
-from mstore.formats.torch_zip import TorchFormat
+from mstore.formats.later import LaterCompanion, LaterFormat
+from mstore.formats.superblock import find_superblock
 from mstore.layout import Beside, ByteReader, Layout, opaque
 
+
+def _begins(pattern: bytes) -> Callable[[bytes, ByteReader], bool]:
+    """Whether a file begins like that."""
+    match = re.compile(pattern, re.DOTALL).match
+    return lambda head, _: match(head) is not None
+
+
+_is_zip = _begins(rb"PK\x03\x04")
+_is_pickle = _begins(rb"\x80[\x02-\x05]|[(\]}c]")
+_is_joblib = _begins(rb"\x80[\x02-\x05]|[(\]}c]|\x78|\x1f\x8b|BZh|\xfd7zXZ|\x5d\0\0")
+_is_old_torch = _begins(rb"\x80[\x02-\x05]|L|.{257}ustar")
+
+
+def _is_hdf5(head: bytes, reader: ByteReader) -> bool:
+    return find_superblock(head, reader) is not None
+
+
 FORMATS: list[Format] = [
-    SafetensorsFormat(),
-    NpyFormat(),
-    GgufFormat(),
-    TorchFormat(),
-    TorchLegacyFormat(),
-    KerasFormat(),
-    SkopsFormat(),
-    ZipFormat(lambda: FORMATS),
-    NpzFormat(),
-    TensorflowIndexFormat(),
-    SavedModelFormat(),
-    OnnxFormat(),
-    Hdf5Format(),
-    JoblibFormat(),
-    PickleFormat(),
-    FlaxFormat(),
+    LaterFormat("safetensors", "safetensors", "SafetensorsFormat", _begins(rb".{8}[ \t\n\r]*\{")),
+    LaterFormat("npy", "npy", "NpyFormat", _begins(rb"\x93NUMPY")),
+    LaterFormat("gguf", "gguf", "GgufFormat", _begins(rb"GGUF")),
+    LaterFormat("torch", "torch_zip", "TorchFormat", _is_zip),
+    LaterFormat("torch", "torch_legacy", "TorchLegacyFormat", _is_old_torch),
+    LaterFormat("keras", "keras", "KerasFormat", _is_zip),
+    LaterFormat("skops", "skops", "SkopsFormat", _is_zip),
+    LaterFormat("zip", "nested", "ZipFormat", _is_zip, lambda: FORMATS),
+    LaterFormat("npz", "npz", "NpzFormat", _is_zip),
+    LaterFormat("tensorflow-index", "tensorbundle", "TensorflowIndexFormat", _begins(rb"\0\0")),
+    LaterFormat("tensorflow-savedmodel", "savedmodel", "SavedModelFormat", _begins(rb"\x08")),
+    LaterFormat("onnx", "onnx", "OnnxFormat", _begins(rb"\x08")),
+    LaterFormat("hdf5", "hdf5", "Hdf5Format", _is_hdf5),
+    LaterFormat("joblib", "joblib", "JoblibFormat", _is_joblib),
+    LaterFormat("pickle", "pickles", "PickleFormat", _is_pickle),
+    LaterFormat("flax", "flax", "FlaxFormat", _begins(rb"[\x81-\x8f\xde\xdf]")),
 ]
 """Every known format; the first whose `sniff` says yes describes the file.
 
 A format that is a special case of another comes before it.
 """
 
+
+def _is_data_file(name: str, _: Collection[str]) -> bool:
+    return ".data-" in name
+
+
+def _is_beside_model(_: str, names: Collection[str]) -> bool:
+    return _has_model(frozenset(names))
+
+
+@lru_cache(maxsize=4)
+def _has_model(names: frozenset[str]) -> bool:
+    """Whether there is an ONNX model in a folder, asked about for each of its files."""
+    return any(name.endswith(".onnx") for name in names)
+
+
 COMPANIONS: list[Companion] = [
-    TensorBundleCompanion(),
-    OnnxDataCompanion(),
+    LaterCompanion("tensorflow-data", "tensorbundle", "TensorBundleCompanion", _is_data_file),
+    LaterCompanion("onnx-data", "onnx", "OnnxDataCompanion", _is_beside_model),
 ]
 """Every known format whose data files are described by others; asked before `FORMATS`."""
 
 _MAX_REASON = 300
+
+
+def load_all() -> None:
+    """Import every parser now, for processes that are to import nothing later."""
+    for known in (*FORMATS, *COMPANIONS):
+        if isinstance(known, LaterFormat | LaterCompanion):
+            known.load()
 
 
 def describe(reader: ByteReader, beside: Beside | None = None) -> tuple[Layout, str | None]:
@@ -84,4 +113,5 @@ def find_format(reader: ByteReader) -> Format | None:
     Raises only what reading itself raises.
     """
     head = reader.read(0, HEAD_SIZE)
-    return next((known for known in FORMATS if known.sniff(head, reader)), None)
+    known = next((one for one in FORMATS if one.sniff(head, reader)), None)
+    return known.load() if isinstance(known, LaterFormat) else known

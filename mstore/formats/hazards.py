@@ -11,8 +11,6 @@ from typing import Final, Literal
 from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
 from mstore.formats.base import Danger, Finding, Format, quote
 from mstore.formats.detect import COMPANIONS, find_format
-from mstore.formats.pickle_file import find_deeds
-from mstore.formats.pickle_stack import new_account
 from mstore.layout import Beside, ByteReader
 from mstore.strictjson import parse_json
 
@@ -24,6 +22,13 @@ Verdict = Literal["dangerous", "malformed", "unknown", "ok", "opaque"]
 
 DANGERS: Final[Sequence[Danger]] = ("dangerous", "unknown", "allowed")
 """What a finding may be, worst first."""
+
+_OPCODES = frozenset(
+    b"()012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}"
+    b"\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f"
+    b"\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+)
+"""What a pickle can begin with, but for the end."""
 
 _MAX_CONFIG = 4 << 20
 _MAX_READ = 32 << 20  # bytes of a file that is no pickle, as far as anybody knows
@@ -118,8 +123,13 @@ def _harm_as_pickle(reader: ByteReader) -> list[Finding]:
 
     A file can be a good one of another format, or of none, and yet begin with a pickle; and
     libraries go by the name of a file, or by what they are told. Nearly all files that are no
-    pickle break off after a few opcodes.
+    pickle break off after a few opcodes, most at the first.
     """
+    if not _OPCODES.issuperset(reader.read(0, 1)):
+        return []
+    from mstore.formats.pickle_file import find_deeds
+    from mstore.formats.pickle_stack import new_account
+
     try:
         deeds = find_deeds(_Sparing(reader), new_account(reader.size))
     except (FormatError, LimitExceededError, UnsafeInputError):

@@ -30,10 +30,8 @@ from mstore.formats.hdf5_listing import Dataset, Listing, list_file
 from mstore.formats.keras_config import config_findings
 from mstore.formats.naming import Names
 from mstore.formats.shifting import cover_all, shifted
+from mstore.formats.superblock import find_superblock
 from mstore.layout import ByteReader, Layout, Strided, Tensor, Tiled, View, cover, grid, opaque
-
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
-"""The start of a superblock."""
 
 MISSING = "install mstore[hdf5] to see its datasets"
 """What to tell the user where h5py is not installed."""
@@ -54,7 +52,7 @@ class Hdf5Format(Format):
 
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
         """A superblock's signature at one of the places where the library looks for it."""
-        return _find_superblock(head, reader) is not None
+        return find_superblock(head, reader) is not None
 
     def layout(self, reader: ByteReader) -> Layout:
         """Every dataset of numbers that is not compressed; the rest is opaque."""
@@ -89,20 +87,9 @@ class Hdf5Format(Format):
         return found
 
 
-def _find_superblock(head: bytes, reader: ByteReader) -> int | None:
-    """Where the superblock starts, or None: at 0, 512 or a doubling of that."""
-    at, length = 0, len(SIGNATURE)
-    while at + length <= reader.size:
-        inside = at + length <= len(head)
-        if (head[at : at + length] if inside else reader.read(at, length)) == SIGNATURE:
-            return at
-        at = at * 2 or 512
-    return None
-
-
 def _without_user_block(reader: ByteReader) -> tuple[int, WindowReader]:
     """Where the superblock starts, and the file from there on, which is an HDF5 file as well."""
-    start = _find_superblock(b"", reader)
+    start = find_superblock(b"", reader)
     if start is None:
         raise FormatError("it has no superblock")
     return start, WindowReader(reader, start, reader.size - start)

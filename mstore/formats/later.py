@@ -5,7 +5,7 @@ what its files begin with, so that a file of another format does not even load i
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cached_property
+from functools import cache
 from importlib import import_module
 
 from mstore.formats.base import Finding, Format
@@ -16,34 +16,46 @@ from mstore.layout import ByteReader, Layout
 class LaterFormat(Format):
     """The format `kind` of the module `module` in this package."""
 
-    def __init__(self, name: str, module: str, kind: str, may_be: Callable[[bytes], bool]) -> None:
-        """`may_be` tells of the first `HEAD_SIZE` bytes whether `sniff` is worth asking."""
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        kind: str,
+        may_be: Callable[[bytes, ByteReader], bool],
+        *arguments: object,
+    ) -> None:
+        """`may_be` tells, of what `sniff` is given, whether it is worth asking.
+
+        `arguments` are those that the format takes.
+        """
         self.name = name
         self.may_be = may_be
         self._module = module
         self._kind = kind
+        self._arguments = arguments
 
-    @cached_property
-    def loaded(self) -> Format:
+    @cache  # noqa: B019 - there are few of these, and they live as long as the program
+    def load(self) -> Format:
         """The parser itself."""
-        found: Format = getattr(import_module(f"mstore.formats.{self._module}"), self._kind)()
+        kind = getattr(import_module(f"mstore.formats.{self._module}"), self._kind)
+        found: Format = kind(*self._arguments)
         return found
 
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
         """Whether the file is of this format."""
-        return self.may_be(head) and self.loaded.sniff(head, reader)
+        return self.may_be(head, reader) and self.load().sniff(head, reader)
 
     def layout(self, reader: ByteReader) -> Layout:
         """What the parser says."""
-        return self.loaded.layout(reader)
+        return self.load().layout(reader)
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """What the parser says."""
-        return self.loaded.examine(reader)
+        return self.load().examine(reader)
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """What the parser says."""
-        return self.loaded.findings(reader)
+        return self.load().findings(reader)
 
 
 class LaterCompanion(Companion):
@@ -58,16 +70,16 @@ class LaterCompanion(Companion):
         self._module = module
         self._kind = kind
 
-    @cached_property
-    def loaded(self) -> Companion:
+    @cache  # noqa: B019 - as above
+    def load(self) -> Companion:
         """The parser itself."""
         found: Companion = getattr(import_module(f"mstore.formats.{self._module}"), self._kind)()
         return found
 
     def describers(self, name: str, names: Collection[str]) -> Iterable[str]:
         """What the parser says."""
-        return self.loaded.describers(name, names) if self.may_be(name, names) else ()
+        return self.load().describers(name, names) if self.may_be(name, names) else ()
 
     def parse(self, reader: ByteReader, describer: str) -> Mapping[str, Placed]:
         """What the parser says."""
-        return self.loaded.parse(reader, describer)
+        return self.load().parse(reader, describer)

@@ -366,8 +366,9 @@ WATCHED = """
 import os, sys
 from mstore.cli.main import cli
 from mstore.cli import scan
-from mstore.formats import detect
+from mstore.formats import detect, pickle_file
 
+detect.load_all()
 before = set(sys.modules)
 mine = os.path.realpath(sys.argv[-1])
 seen = []

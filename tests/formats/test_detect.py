@@ -1,6 +1,8 @@
 """Detection by content: every known file finds its parser, and no content at all raises."""
 
 import io
+import subprocess
+import sys
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mstore.errors import ConflictError, MstoreError, StorageError
-from mstore.formats.base import BytesReader, WindowReader
+from mstore.formats.base import HEAD_SIZE, BytesReader, WindowReader
 from mstore.formats.detect import FORMATS, describe
 from mstore.layout import opaque
 
@@ -140,3 +142,38 @@ def test_windows_do_not_leak():
     assert window.read(0, 100) == b"23456"
     assert window.read(4, 1) == b"6"
     assert window.read(5, 1) == window.read(9, 1) == b""
+
+
+GOOD = [
+    *FILES.values(),
+    *(p.read_bytes() for p in Path(__file__).parent.glob("*_files/**/*") if p.is_file()),
+]
+
+
+@given(data=st.data())
+@settings(max_examples=300)
+def test_what_a_file_begins_with_rules_out_no_parser_that_knows_it(data):
+    """A parser that is not loaded for a file would not have recognised it either."""
+    good = bytearray(data.draw(st.sampled_from(GOOD)))
+    for _ in range(data.draw(st.integers(0, 3))):
+        good[data.draw(st.integers(0, min(len(good) - 1, 40)))] = data.draw(st.integers(0, 255))
+    reader = BytesReader(good)
+    head = reader.read(0, HEAD_SIZE)
+    for parser in FORMATS:
+        assert parser.sniff(head, reader) == parser.load().sniff(head, reader), parser.name
+
+
+def test_parsers_are_imported_for_files_that_may_be_theirs_and_no_others():
+    code = """
+import sys
+from mstore.formats.base import BytesReader
+from mstore.formats.detect import describe
+from mstore.formats.hazards import find_hazards
+for data in (b'{"a": 1}', b"# notes", b"\\x89PNG\\r\\n", bytes.fromhex(sys.argv[1])):
+    describe(BytesReader(data))
+    find_hazards(BytesReader(data))
+loaded = {name.rpartition(".")[2] for name in sys.modules if name.startswith("mstore.formats.")}
+assert loaded >= {"safetensors", "later"}, loaded
+assert not loaded & {"torch_zip", "npz", "hdf5", "onnx", "protobuf"}, loaded
+"""
+    subprocess.run([sys.executable, "-c", code, FILES["safetensors"].hex()], check=True)

@@ -21,7 +21,7 @@ import atheris
 
 with atheris.instrument_imports(include=["mstore"]):
     from mstore.errors import MstoreError
-    from mstore.formats import detect, hdf5, hdf5_listing, hdf5_process
+    from mstore.formats import detect, hdf5, hdf5_listing, hdf5_process, superblock
     from mstore.formats.base import HEAD_SIZE, BytesReader, Format
     from mstore.formats.companion import Companion
     from mstore.layout import Layout
