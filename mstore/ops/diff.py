@@ -262,14 +262,21 @@ def _kind(
         return Change.RESHAPED
     if not pair.same_bytes and (numbers is None or numbers.changed):
         return Change.MODIFIED
-    spelled = canonical_name if same_files is None else str
-    if spelled(old.name) != spelled(new.name):
+    if _is_renamed(old.name, new.name, as_files_spell=same_files is not None):
         return Change.RENAMED
     if old.dtype != new.dtype or is_column_major(old) != is_column_major(new):
         return Change.REORDERED
     if same_files is not None and (pair.before.path, pair.after.path) not in same_files:
         return Change.MOVED
     return None
+
+
+def _is_renamed(old: str, new: str, *, as_files_spell: bool) -> bool:
+    """Whether a name is another, apart from what formats make of it unless that counts, too."""
+    if as_files_spell:
+        return old != new
+    # Some formats have no name for an array alone.
+    return bool(old and new) and canonical_name(old) != canonical_name(new)
 
 
 def _extent(before: Place, after: Place) -> tuple[int, int, int]:

@@ -97,6 +97,9 @@ def match_tensors(
         here, there = list(before.places(old_path)), list(after.places(path))
         both += _pair_off(here, there, lambda place: place.tensor.name)
         both += _pair_off(here, there, _canonical, unique=True)
+        if len(here) == len(there) == 1 and not (here[0].tensor.name and there[0].tensor.name):
+            # An array alone, of which only one of the two formats says how it is called.
+            both.append((here.pop(), there.pop()))
         gone += here
         new += there
     for left in (gone, new):

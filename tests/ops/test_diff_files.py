@@ -123,6 +123,19 @@ def test_tensors_of_other_names_are_found_by_their_values(repo: Repository, tmp_
     }
 
 
+def test_an_array_alone_has_no_name_to_differ(repo: Repository, tmp_path: Path) -> None:
+    array = STATE["encoder.0.weight"]
+    np.save(tmp_path / "a.npy", array)
+    np.savez(tmp_path / "same.npz", weight=array)
+    np.savez(tmp_path / "other.npz", weight=array + 1)
+    repo.commit(tmp_path)
+    assert not repo.diff("main:a.npy", "main:same.npz")
+    (change,) = repo.diff("main:other.npz", "main:a.npy").tensors
+    assert (change.kind, change.name) == (Change.MODIFIED, "")
+    assert change.numbers is not None
+    assert change.numbers.largest == pytest.approx(1)
+
+
 def test_folders(repo: Repository, tmp_path: Path) -> None:
     for run, changed in (("1", 0.0), ("2", 0.5)):
         bias = STATE["encoder.0.bias"] + np.float32(changed)
