@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import atheris
@@ -25,6 +25,8 @@ with atheris.instrument_imports(include=["mstore"]):
     from mstore.formats.base import HEAD_SIZE, BytesReader, Format
     from mstore.formats.companion import Companion
     from mstore.layout import Layout
+
+    detect.load_all()
 
 SECONDS = 20
 """For all that is asked of a parser together, on a busy machine."""
@@ -39,7 +41,8 @@ DESCRIBERS = {"tensorflow-data": "tensorflow-index", "onnx-data": "onnx"}
 
 def main() -> None:
     """Try inputs until `--runs` of them are done."""
-    named = {one.name: target(one) for one in (*detect.FORMATS, *detect.COMPANIONS)}
+    parsers = [*detect.FORMATS, *detect.COMPANIONS]
+    named = {one.name: target([p for p in parsers if p.name == one.name]) for one in parsers}
     named["hdf5-records"] = try_records
     parser = argparse.ArgumentParser(description="Fuzz one parser.")
     parser.add_argument("--format", required=True, choices=sorted(named))
@@ -83,11 +86,17 @@ def _quiet() -> dict[str, str]:
     return {**os.environ, "KERAS_BACKEND": "torch", "TQDM_DISABLE": "1"}
 
 
-def target(parser: Format | Companion) -> Callable[[bytes], None]:
-    """What is done with each input."""
-    if isinstance(parser, Companion):
-        return lambda data: try_companion(parser, data)
-    return lambda data: try_format(parser, data)
+def target(parsers: Sequence[Format | Companion]) -> Callable[[bytes], None]:
+    """What is done with each input, by all parsers of one name."""
+
+    def tried(data: bytes) -> None:
+        for parser in parsers:
+            if isinstance(parser, Companion):
+                try_companion(parser, data)
+            else:
+                try_format(parser, data)
+
+    return tried
 
 
 def broken(tried: Callable[[bytes], None]) -> Callable[[bytes], None]:

@@ -15,7 +15,7 @@ RUNS = 200_000
 SLOW_RUNS = {"hdf5": 300, "keras": 2000}
 """Of those that start a process for what looks like an HDF5 file."""
 
-NAMES = [*(one.name for one in (*FORMATS, *COMPANIONS)), "hdf5-records"]
+NAMES = [*dict.fromkeys(one.name for one in (*FORMATS, *COMPANIONS)), "hdf5-records"]
 
 pytestmark = pytest.mark.slow
 
