@@ -5,8 +5,10 @@ import pytest
 import safetensors.numpy
 
 from mstore import arrayfile
-from mstore.arrayfile import pack_arrays
+from mstore.arrayfile import pack_arrays, place_tensors
+from mstore.dtypes import BY_NAME
 from mstore.errors import InvalidInputError, LimitExceededError
+from mstore.layout import Tensor
 
 
 def written(arrays, metadata):
@@ -61,3 +63,15 @@ def test_what_no_reader_would_accept(monkeypatch):
     monkeypatch.setattr(arrayfile, "MAX_HEADER", 100)
     with pytest.raises(LimitExceededError):
         pack_arrays({"a" * 100: np.zeros(1)}, {})
+
+
+def test_elements_of_six_bits_leave_the_others_aligned():
+    tensors = [
+        Tensor("six", BY_NAME["f6_e2m3"], (4,)),
+        Tensor("half", BY_NAME["f16"], (3,)),
+        Tensor("byte", BY_NAME["u8"], (1,)),
+        Tensor("wide", BY_NAME["f64"], (1,)),
+    ]
+    header, placed = place_tensors(tensors, {})
+    assert [tensor.name for _, tensor in placed] == ["wide", "half", "byte", "six"]
+    assert [offset - len(header) for offset, _ in placed] == [0, 8, 14, 15]

@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from mstore.cli.tensors import _Sharing
+from mstore.dtypes import BY_NAME
+from mstore.layout import Strided, Tensor, View
+from mstore.objects import Manifest, SegmentChunks
+
 
 @pytest.fixture
 def model(first: str, mstore: Any) -> str:
@@ -96,3 +101,21 @@ def test_a_path_that_is_not_there(model: str, mstore: Any) -> None:
     ran = mstore("show", "main:runs/m.py")
     assert (ran.code, ran.error) == (1, "there is no file 'runs/m.py' in main")
     assert ran.hint.startswith("nearest paths: runs/m.pt")
+
+
+def test_tensors_that_only_touch_share_nothing() -> None:
+    f32 = BY_NAME["f32"]
+    segments = tuple(
+        SegmentChunks(16, bytes(32), Tensor(name, f32, (4,)), piece=16, hidden=name == "hidden")
+        for name in ("a", "b", "hidden")
+    )
+    sharing = _Sharing(Manifest("test", 48, segments))
+
+    def names(offset: int, count: int) -> tuple[str, ...]:
+        return sharing.names(View(Tensor("v", f32, (count,)), Strided(offset, (4,))))
+
+    assert names(0, 4) == ("a",)
+    assert names(16, 1) == ("b",)
+    assert names(12, 2) == ("a", "b")
+    assert names(32, 4) == ()
+    assert names(16, 8) == ("b",)

@@ -244,8 +244,9 @@ class TestViews:
         state["part"] = state.pop("rows")
         torch.save({"much": "x" * 300, **state}, tmp_path / "m.pt")
         repo.commit(tmp_path)
-        found = repo.diff("main~1", "main")
-        assert [(c.kind, c.name) for c in found.tensors] == [(Change.RENAMED, "part")]
+        for numbers in (True, False):
+            found = repo.diff("main~1", "main", numbers=numbers)
+            assert [(c.kind, c.name) for c in found.tensors] == [(Change.RENAMED, "part")]
 
     def test_in_the_working_directory(self) -> None:
         side, data = hashed(torch.arange(64.0).reshape(8, 8))
@@ -320,6 +321,33 @@ def test_names_of_wrappers_and_formats(repo: Repository, tmp_path: Path) -> None
         (Change.RENAMED, "module.encoder.0.weight"),
         (Change.RENAMED, "module.steps"),
     }
+
+
+def test_names_of_wrappers_count_for_each_file(repo: Repository, tmp_path: Path) -> None:
+    """Two models of the same names: each is compared with what it was."""
+    for wrapper, step in (("", 0), ("module.", 1)):
+        for number in (1, 2):
+            value = np.full(3, 10.0 * number + step)
+            write(tmp_path / f"{number}.safetensors", {f"{wrapper}w": value})
+        repo.commit(tmp_path)
+    found = repo.diff("main~1", "main").tensors
+    assert [(c.kind, c.before.path if c.before else "", c.path) for c in found] == [
+        (Change.MODIFIED, "1.safetensors", "1.safetensors"),
+        (Change.MODIFIED, "2.safetensors", "2.safetensors"),
+    ]
+
+
+def test_a_model_that_was_converted_and_trained(repo: Repository, tmp_path: Path) -> None:
+    """Neither the name of the file nor any of its bytes are as before."""
+    write(tmp_path / "plain.safetensors", STATE)
+    repo.commit(tmp_path)
+    (tmp_path / "plain.safetensors").unlink()
+    write(tmp_path / "wrapped.pt", {name: array + 1 for name, array in STATE.items()})
+    repo.commit(tmp_path)
+    found = repo.diff("main~1", "main")
+    assert {change.kind for change in found.files} == {Change.ADDED, Change.REMOVED}
+    assert {change.kind for change in found.tensors} == {Change.MODIFIED}
+    assert found.totals.changed_elements == 1241
 
 
 @pytest.mark.parametrize("sizes", [[], [3], [1, 1, 1], [8], [4, 4], [9], [3, 20, 1], [16, 1]])
