@@ -15,7 +15,7 @@ from mstore.formats.pickle_file import (
     looks_like_pickle,
     read_harmless,
 )
-from mstore.formats.pickle_inflate import MAX_INFLATED, Inflated, is_compressed
+from mstore.formats.pickle_inflate import Inflated, is_compressed
 from mstore.formats.pickle_stack import new_account
 from mstore.layout import ByteReader, Layout, opaque
 
@@ -67,5 +67,5 @@ class JoblibFormat(Format):
         except LimitExceededError:
             if not inflated.full or inflated.bomb:
                 raise
-        cut = Finding("unknown", f"has more in it than the first {MAX_INFLATED} bytes")
+        cut = Finding("unknown", "has more in it than was looked through")
         return [*(deed.finding() for deed in deeds(account)), cut]

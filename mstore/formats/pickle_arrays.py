@@ -36,6 +36,7 @@ MIN_FLOATS = 16
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
+_OF_TORCH = ("torch.storage", "_load_from_bytes")
 _FLOAT = ElementType(BY_NAME["f64"], 8)
 _BOOL = ElementType(BY_NAME["bool"], 1)
 # Each little-endian, then big-endian but for the first two: the machine formats of array.array.
@@ -56,6 +57,7 @@ class Array:
     `axes`, if any, is the order of the axes in memory of `shape` as it is there. `content` is the
     place of the elements, or of the opcodes that push them. `why` it is left out is told where its
     place is not known; empty for types that are no `DType`, which are left out without a word.
+    `held` is how many bytes are written as text there, where that was read.
     """
 
     kind: ElementType
@@ -64,6 +66,7 @@ class Array:
     fortran: bool = False
     axes: tuple[int, ...] | None = None
     why: str = ""
+    held: int | None = None
 
     @property
     def dtype(self) -> DType | None:
@@ -92,6 +95,10 @@ def look(value: object) -> tuple[Found, Iterator[Pair]]:
         return [(SAME, _from_buffer(value.arguments))], iter(())
     if (module, name) == ("array", "_array_reconstructor"):
         return [(SAME, found) for found in _array_array(value.arguments)], iter(())
+    if (module, name) == _OF_TORCH:
+        return [(SAME, _unclear("is a storage of torch in a file of its own"))], iter(())
+    if module == "torch._utils":  # whose functions are given what the tensor is in
+        return [], iter([(SAME, argument) for argument in value.arguments])
     return [], children(value)
 
 
@@ -161,9 +168,9 @@ def _array(
     fortran: bool = False,
     axes: tuple[int, ...] | None = None,
 ) -> Array:
-    place = _place(content)
+    place = place_of(content)
     if place is not None and place.code != "quoted":
-        return Array(kind, shape, place, fortran, axes)
+        return Array(kind, shape, place, fortran, axes, held=_held(content))
     why = "is not in the file" if isinstance(content, OutOfBand) else "is written in an unknown way"
     return Array(kind, shape, None, why=why)
 
@@ -172,8 +179,8 @@ def _unclear(why: str) -> Array:
     return Array(UNKNOWN, (), None, why=why)
 
 
-def _place(content: object) -> Chars | None:
-    """Where the bytes are that a value stands for."""
+def place_of(content: object) -> Chars | None:
+    """Where the bytes are that a value stands for; None if it stands for none."""
     if isinstance(content, Chars):
         return content
     if isinstance(content, Text):  # of Python 2
@@ -189,6 +196,12 @@ def _place(content: object) -> Chars | None:
     if code not in ("latin1", "latin-1"):
         return None
     return text.chars if isinstance(text, Text) else text if isinstance(text, Chars) else None
+
+
+def _held(content: object) -> int | None:
+    """How many bytes a text stands for that was read."""
+    text = content.arguments[0] if isinstance(content, Call) and content.arguments else None
+    return len(text) if isinstance(text, Text) else None
 
 
 def _floats(members: list[object] | tuple[object, ...]) -> Array | None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats.base import Danger, Finding
+from mstore.formats.base import BytesReader, Danger, Finding
 from mstore.formats.pickle_arguments import Arguments
-from mstore.formats.pickle_arrays import look
+from mstore.formats.pickle_arrays import look, place_of
 from mstore.formats.pickle_layout import arrange
 from mstore.formats.pickle_paths import find
 from mstore.formats.pickle_policy import judge, judge_call
@@ -31,6 +31,8 @@ _FEW = 3
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
 _MEMO = re.compile(rb"p[01]\n|q[\x00\x01]")
 _NESTED = ("torch.storage", "_load_from_bytes")
+_MAX_NESTED = 16 * 1024 * 1024
+_HIDDEN = "would have torch load a file that is inside"
 _REFUSED = (FormatError, LimitExceededError, UnsafeInputError)
 
 
@@ -183,14 +185,35 @@ def _note_all(arguments: Arguments, account: Account) -> None:
 
 
 def _note_nested(reader: ByteReader, account: Account) -> None:
-    """Note what the pickles do that torch is to load from bytes, as it writes its tensors."""
+    """Note what the pickles do that torch is to load from bytes, as it pickles its tensors."""
     known: set[int] = set()
     for call in account.calls:  # which grows with what is found
         name, content = call.function, call.arguments[:1]
-        if not isinstance(name, Global) or (name.module, name.name) != _NESTED:
+        if not isinstance(name, Global) or (name.module, name.name) != _NESTED or not content:
             continue
-        if content and isinstance(place := content[0], Chars) and place.offset not in known:
+        place = place_of(content[0])
+        if place is None:
+            raise UnsafeInputError(_HIDDEN)
+        if place.offset not in known:
             known.add(place.offset)
-            if place.code != "raw" or reader.read(place.offset, 1) != bytes([_PROTOCOL]):
-                raise UnsafeInputError("would have torch load an archive that is inside")
-            _note_all(Arguments(reader, place.offset, place.offset + place.length), account)
+            _note_all(_inside(reader, place), account)
+
+
+def _inside(reader: ByteReader, place: Chars) -> Arguments:
+    """The pickles in bytes of a file; raises UnsafeInputError if what they hold is not known."""
+    if place.code == "raw":
+        inside = Arguments(reader, place.offset, place.offset + place.length)
+    elif place.length <= _MAX_NESTED:
+        held = reader.read(place.offset, place.length)
+        try:
+            text = held.decode("utf-8" if place.code == "utf8" else "raw-unicode-escape")
+            inside = Arguments(BytesReader(text.encode("latin-1")))
+        except UnicodeError:
+            raise UnsafeInputError(_HIDDEN) from None
+    else:
+        raise UnsafeInputError(_HIDDEN)
+    # Archives of any kind, torch would load too.
+    if not inside.left or inside.u8() != _PROTOCOL:
+        raise UnsafeInputError(_HIDDEN)
+    inside.at -= 1
+    return inside

@@ -72,6 +72,8 @@ class _Plan:
         else:
             code, most = _TEXT[place.code]
             _check_size(tensor, place, most)
+            if array.held not in (None, tensor.nbytes):
+                raise _wrong_size(tensor, array.held)
             where = Recoded(code, place.offset, place.length, tensor.nbytes)
             self.views.append(View(tensor, where))
 
@@ -118,6 +120,10 @@ def _strides(tensor: Tensor) -> list[int]:
 def _check_size(tensor: Tensor, place: Chars, most: int) -> None:
     """Raise FormatError if no elements are written so, each byte of which takes `most` at most."""
     if not tensor.nbytes <= place.length <= most * tensor.nbytes:
-        raise FormatError(
-            f"its array {quote(tensor.name)} of {tensor.nbytes} bytes is written in {place.length}"
-        )
+        raise _wrong_size(tensor, place.length)
+
+
+def _wrong_size(tensor: Tensor, length: int | None) -> FormatError:
+    return FormatError(
+        f"its array {quote(tensor.name)} of {tensor.nbytes} bytes is written in {length}"
+    )

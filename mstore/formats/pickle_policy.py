@@ -124,10 +124,11 @@ _HARMLESS: dict[str, frozenset[str]] = {
         "argparse": "Namespace",
         "_io": "BytesIO StringIO",
         "numpy": """
-            dtype ndarray matrix recarray bool_ bool int8 int16 int32 int64 intc intp int_ uint8
-            uint16 uint32 uint64 uintc uintp float16 float32 float64 longdouble complex64 complex128
-            str_ bytes_ void object_ datetime64 timedelta64
+            dtype ndarray memmap matrix record void bool_ bool int8 int16 int32 int64 intc intp int_
+            uint8 uint16 uint32 uint64 uintc uintp float16 float32 float64 longdouble complex64
+            complex128 str_ bytes_ object_ datetime64 timedelta64
         """,
+        "numpy.rec": "recarray",
         "numpy.ma": "MaskedArray",
         "numpy.ma.core": "MaskedArray _mareconstruct",
         "numpy.random._pickle": "__randomstate_ctor __bit_generator_ctor __generator_ctor",
@@ -155,6 +156,7 @@ _HARMLESS_LIKE = [
     (re.compile(module), re.compile(name))
     for module, name in [
         (r"ml_dtypes(\..*)?", r"b?float\w+|u?int\d"),
+        (r"builtins", r"\w*(Error|Exception|Warning)"),
         (r"numpy\.dtypes", _CLASS),
         (r"numpy\.random(\..*)?", rf"{_CLASS}|__pyx_unpickle_\w+"),
         (r"sklearn\..*", rf"{_CLASS}|newObj|__pyx_unpickle_\w+"),
@@ -218,7 +220,7 @@ def judge_call(call: Call) -> tuple[Danger, str]:
         danger = "unknown" if isinstance(_first(call), Global) else "dangerous"
     elif name == ("torch.storage", "_load_from_bytes"):
         # Pickles of single tensors have it, with a file of torch, which the caller looks through.
-        danger = "unknown" if isinstance(_first(call), Chars) else "dangerous"
+        danger = "unknown" if isinstance(_first(call), Chars | Call) else "dangerous"
     elif name == ("builtins", "type"):
         danger = "allowed" if len(arguments) == 1 else "dangerous"
     elif name == ("_codecs", "encode"):

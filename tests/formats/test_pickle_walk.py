@@ -10,9 +10,7 @@ import pickle
 import pickletools
 import re
 import struct
-import subprocess
 import sys
-import textwrap
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,7 +31,6 @@ from mstore.formats.pickle_values import (
     OutOfBand,
     Persistent,
     Set,
-    Skipped,
     Text,
     children,
 )
@@ -388,70 +385,6 @@ def test_limits(monkeypatch):
     for many in (b"](" + b"N" * 9000 + b"e.", b"}(" + b"N" * 400 + b"u.", b"N" + b"2" * 2000):
         with pytest.raises(LimitExceededError):
             walk(many)
-
-
-def test_bombs_are_shared_not_copied():
-    """Values that are 2**2000 long when written out, or hold themselves, stay as small as written."""
-    doubling = b")" + b"2\x86" * 2000 + b"."
-    assert len(reachable(walk(doubling))) == 2001
-    lists = b"(l" + b"".join(b"q%c(h%ch%cl" % ((i,) * 3) for i in range(200)) + b"."
-    assert len(reachable(walk(lists))) == 201
-    (itself,) = walk(b"]q\0h\0a.")
-    assert itself[0] is itself
-    own = walk(b"}q\0K\1h\0s.")
-    assert own.pairs[0][1] is own
-
-
-def test_deep_values_and_colliding_keys():
-    deep = walk(b")" + b"\x85" * 100_000 + b".")
-    del deep
-    deepest_key = walk(b"}" + b")" + b"\x85" * 100_000 + b"K\1s.")
-    assert isinstance(deepest_key, Dict)
-    collide = b"".join(
-        b"\x8a\x10" + (i * (2**61 - 1)).to_bytes(16, "little") for i in range(20_000)
-    )
-    assert len(walk(b"}(" + collide + b"u.").pairs) == 10_000
-
-
-def test_nothing_is_imported_opened_or_run():
-    """In a process of its own, no event that Python audits happens while pickles are walked."""
-    payloads = [
-        b"cos\nsystem\n(S'echo gone wrong'\ntR.",
-        b"cthis_module_is_not_there\nname\n)R.",
-        b"cantigravity\nfly\n.",
-        b"c__builtin__\neval\n(V__import__('antigravity')\ntR.",
-        b"\x8c\2os\x8c\6system\x93\x8c\1x\x85R.",
-        b"(S'x'\nios\nsystem\n.",
-        b"(cos\nsystem\nS'x'\no.",
-        b"ccopyreg\n_reconstructor\n(csubprocess\nPopen\nc__builtin__\nobject\nNtR(K\1lb.",
-        b"Pfile:///etc/passwd\n.",
-        b"V\\u0041\n0S'\\x41\\q'\n0U\1\xff0F1.5\n0L3L\n.",
-        b"\x82\1)R.",
-        *(pickle.dumps(SAMPLE[2:-1], protocol) for protocol in range(6)),
-    ]
-    script = textwrap.dedent(
-        f"""
-        import sys
-        from mstore.formats.pickle_walk import walk
-        events = []
-        def hook(event, arguments):
-            if watching:
-                events.append((event, arguments))
-        watching = False
-        payloads = {payloads!r}
-        sys.addaudithook(hook)
-        before = set(sys.modules)
-        watching = True
-        for payload in payloads:
-            walk(payload)
-        watching = False
-        print(events, set(sys.modules) - before)
-        """
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (done.stderr, done.stdout) == ("", "[] set()\n")
 
 
 def test_the_code_has_no_way_to_run_anything():
