@@ -92,14 +92,14 @@ class WindowReader:
     """The `size` bytes from `start` of another reader: a file inside a file."""
 
     def __init__(self, reader: ByteReader, start: int, size: int) -> None:
-        self._reader = reader
-        self._start = start
+        self.reader = reader
+        self.start = start
         self.size = size
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset` of the window; fewer only at its end."""
         length = min(length, self.size - offset)
-        return self._reader.read(self._start + offset, length) if length > 0 else b""
+        return self.reader.read(self.start + offset, length) if length > 0 else b""
 
 
 def read_exactly(reader: ByteReader, offset: int, length: int, what: str) -> bytes:

@@ -10,6 +10,7 @@ from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import check_shape, quote
 from mstore.formats.hdf5_process import records
+from mstore.formats.remembered import Remembered
 from mstore.layout import ByteReader, grid
 
 MAX_DATASETS = 500_000
@@ -74,9 +75,14 @@ class Listing:
 def list_file(reader: ByteReader) -> Listing:
     """What is in the HDF5 file in `reader`, which starts with a superblock.
 
-    Raises as `mstore.formats.hdf5_process.records` does, and LimitExceededError for more datasets,
-    chunks or names than is reasonable.
+    The file is listed once, however often it is asked for. Raises as
+    `mstore.formats.hdf5_process.records` does, and LimitExceededError for more datasets, chunks or
+    names than is reasonable.
     """
+    return _listed(reader)
+
+
+def _list(reader: ByteReader) -> Listing:
     datasets: list[Dataset] = []
     by_address: dict[int, Dataset] = {}
     hazards: list[Hazard] = []
@@ -179,3 +185,6 @@ def _bytes(record: dict[str, object], key: str) -> bytes:
         return bytes.fromhex(_text(record, key))
     except ValueError:
         raise FormatError("the HDF5 library gives something else than bytes") from None
+
+
+_listed = Remembered(_list)

@@ -15,10 +15,10 @@ whatever its checksums say. Source: PKWARE's APPNOTE 6.3.10, sections 4.3 to 4.5
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import quote, read_exactly
+from mstore.formats.remembered import Remembered
 from mstore.layout import ByteReader
 
 MAGIC = b"PK\x03\x04"
@@ -77,12 +77,6 @@ class _Entry:
     header: int
 
 
-_known: WeakKeyDictionary[ByteReader, tuple[Member, ...] | FormatError | LimitExceededError] = (
-    WeakKeyDictionary()
-)
-"""What has been read, as several formats are zip archives and each looks at the directory."""
-
-
 def read_members(reader: ByteReader) -> tuple[Member, ...]:
     """The members of a zip archive in the order in which they lie in the file.
 
@@ -90,16 +84,7 @@ def read_members(reader: ByteReader) -> tuple[Member, ...]:
     that are repeated or leave the archive's own folder, encryption, methods other than stored and
     deflated. Raises LimitExceededError for a directory of unreasonable size.
     """
-    found = _known.get(reader)
-    if found is None:
-        try:
-            found = tuple(_read_members(reader))
-        except (FormatError, LimitExceededError) as error:
-            found = type(error)(error.message)  # another one, as `error` refers to the reader
-        _known[reader] = found
-    if isinstance(found, tuple):
-        return found
-    raise type(found)(found.message)
+    return _members(reader)
 
 
 def count_members(reader: ByteReader) -> int:
@@ -299,3 +284,6 @@ def _decode_name(entry: _Entry) -> str:
     if any(part in ("", ".", "..") for part in parts) or any(mark in name for mark in "\0\\"):
         raise FormatError(f"its member {quote(name)} has an unsafe name")
     return name
+
+
+_members = Remembered(lambda reader: tuple(_read_members(reader)))

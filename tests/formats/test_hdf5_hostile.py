@@ -33,10 +33,12 @@ def findings(data):
 
 
 @pytest.fixture(autouse=True)
-def _soon():
-    started = time.monotonic()
+def _soon(request):
+    """What a test takes of a processor, workers included, however busy the machine is."""
+    started = sum(os.times()[:4])
     yield
-    assert time.monotonic() - started < 3 * SECONDS  # a test makes several files
+    if not request.node.get_closest_marker("slow"):
+        assert sum(os.times()[:4]) - started < 3 * SECONDS  # a test makes several files
 
 
 class TestOtherFiles:
