@@ -109,7 +109,7 @@ def damaged_heap(folder: Path) -> None:
     places = [good.index(magic) for magic in (b"HEAP", b"TREE", b"SNOD", b"GCOL")]
     for number, place in enumerate(places):
         itself = struct.pack("<Q", place)
-        for shift, new in ((8, b"\xff" * 8), (16, b"\xff" * 8), (24, itself)):
+        for shift, new in ((16, b"\xff" * 8), (24, itself)):
             spoilt = bytearray(good)
             spoilt[place + shift : place + shift + 8] = new
             (folder / f"{number}-{shift}.h5").write_bytes(spoilt)

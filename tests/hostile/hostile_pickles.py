@@ -194,7 +194,6 @@ def expansion(folder: Path) -> None:
         "deep": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".",
         "deep_tuples": b"\x80\x02)" + b"\x85" * 2_000_000 + b".",
         "marks": b"\x80\x02" + b"(" * 2_000_000 + b".",
-        "memo": b"\x80\x02]" + b"\x94" * 3_000_000 + b".",
         "dictionaries": b"\x80\x02" + b"}" * 3_000_000 + b".",
     }.items():
         (folder / f"{name}.pkl").write_bytes(made)
@@ -202,13 +201,14 @@ def expansion(folder: Path) -> None:
 
 @hostile(23, DESCRIBED)
 def expansion_by_the_memo(folder: Path) -> None:
-    """What would double at each step, were it followed each time; cycles; a far memo."""
+    """What would double at each step, were it followed each time; cycles; a full memo."""
     laughs = b"\x80\x02]q\x00" + b"".join(
         b"](" + b"h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(250)
     )
     for name, made in {
         "laughs": laughs + b".",
         "cycle": b"\x80\x02]q\x00h\x00a.",
+        "memo": b"\x80\x02]" + b"\x94" * 500_000 + b".",
         "far_memo": b"\x80\x02]r\xff\xff\xff\xff.",
     }.items():
         (folder / f"{name}.pkl").write_bytes(made)

@@ -37,6 +37,9 @@ WORKER = str(Path(formats.__file__).with_name("hdf5_worker.py"))
 OF_PROCESS = {"socket.__new__", "subprocess.Popen", "os.posix_spawn", "os.kill", "open"}
 """What starting and ending one takes; only the null device is opened."""
 
+OF_WORKER = 96 << 20
+"""Bytes that Python, numpy and h5py take in the worker of HDF5, whatever the file."""
+
 CPU_SECONDS = 30
 """What ends the whole process, should a parser never end by itself."""
 
@@ -152,7 +155,8 @@ def _described(path: Path, watch: Watch) -> dict[str, object]:
             outcome, message = type(error).__name__, str(error)
         except (Exception, Forbidden) as error:
             outcome, message = "failed", f"{type(error).__name__}: {error}"
-    seconds, memory = _cpu_seconds() - started, _peak() - before
+    seconds = _cpu_seconds() - started
+    memory = max(_peak() - before, _peak_of_children() - OF_WORKER)
     with watch.over() as seen_by_describe:
         try:
             layout, told = detect.describe(source, beside)
@@ -189,6 +193,11 @@ def _peak() -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     raise AssertionError("the kernel does not tell the peak of memory")
+
+
+def _peak_of_children() -> int:
+    """The most memory that a process which this one started has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 if __name__ == "__main__":
