@@ -3,10 +3,8 @@
 import array
 import pickle
 import pickletools
-import struct
 from collections import OrderedDict, defaultdict
 from contextlib import suppress
-from itertools import chain
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -200,30 +198,6 @@ def test_lists_of_floats(check, protocol):
             "again.1": np.array(many[1:20]),
         },
     )
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    rows=st.lists(st.lists(st.floats(allow_nan=False), min_size=3, max_size=3), min_size=6),
-    protocol=st.sampled_from(PROTOCOLS),
-    optimised=st.booleans(),
-)
-def test_any_matrix_of_floats(rows, protocol, optimised):
-    data = pickle.dumps({"m": rows, "n": list(chain(*rows))}, protocol)
-    if optimised:
-        data = pickletools.optimize(data)
-    layout = PickleFormat().layout(BytesReader(data))
-    found = {view.tensor.name: view for view in layout.views}
-    assert found.keys() == {"m", "n"}
-    for name, view in found.items():
-        region = data[view.place.offset : view.place.offset + view.place.length]
-        pushed = [
-            argument
-            for opcode, argument, at in pickletools.genops(region + b".")
-            if opcode.name in ("FLOAT", "BINFLOAT")
-        ]
-        assert struct.pack(f"{len(pushed)}d", *pushed) == np.array(rows).tobytes()
-        assert view.tensor.shape == ((len(rows), 3) if name == "m" else (3 * len(rows),))
 
 
 def test_other_arrays(check):
