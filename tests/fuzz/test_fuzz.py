@@ -13,8 +13,11 @@ from mstore.formats.detect import COMPANIONS, FORMATS
 HERE = Path(__file__).parent
 RUNS = 100_000
 FEWER = {
-    **{"hdf5": 100, "keras": 300},  # a process is started for each input that looks like HDF5
-    **{"pickle": 10_000, "joblib": 20_000, "tensorflow-savedmodel": 20_000},
+    "hdf5": 100,  # a process is started for each input that looks like HDF5
+    "keras": 300,
+    "pickle": 10_000,
+    "joblib": 20_000,
+    "tensorflow-savedmodel": 20_000,
 }
 """Inputs of each format: 1.2 million all together, in less than ten minutes."""
 
