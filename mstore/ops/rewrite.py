@@ -25,8 +25,8 @@ from mstore.storage.base import Storage
 class Limits:
     """Which packs are copied.
 
-    Those with less than the part `min_live` of their bytes alive, and, where at least `many` are
-    of less than `small` bytes, all of these.
+    Those with less than the part `min_live` of their bytes alive, and, where with what is copied of
+    these at least `many` are of less than `small` bytes, all of them.
     """
 
     min_live: float
@@ -71,7 +71,8 @@ class Shelf:
         rewrite = {
             name for name in live if live[name] < limits.min_live * (size[name] - PACK_HEADER_SIZE)
         }
-        if len(small) >= limits.many:
+        # What is copied may come to a small pack itself.
+        if len(set(small) - rewrite) + bool(rewrite) >= limits.many:
             rewrite.update(small)
         return cls(refs, indexes, masks, live, frozenset(rewrite))
 

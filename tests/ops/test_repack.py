@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mstore import chunkstore
-from mstore.bulkindex import as_ids
+from mstore.bulkindex import as_ids, columns
 from mstore.database import Database
 from mstore.errors import CorruptDataError, StorageError
 from mstore.ids import Id, Kind, identify
@@ -16,7 +16,8 @@ from mstore.ops import repack as repack_module
 from mstore.ops import republish
 from mstore.ops.repack import is_fair
 from mstore.ops.replan import Plan
-from mstore.ops.republish import Choice
+from mstore.ops.republish import Choice, stored_sizes
+from mstore.ops.rewrite import Limits, Shelf
 from mstore.ops.table import Table
 from mstore.pack import PackWriter, Record
 from mstore.repository import Repository
@@ -251,6 +252,22 @@ def test_small_packs_are_merged(history: History) -> None:
     packs = [key for key in objects(history.repo) if key.startswith("packs/")]
     assert len(packs) == 2
     history.check()
+
+
+def test_what_is_copied_may_be_small_itself_and_is_merged_at_once(repo: Repository) -> None:
+    """Else there would be two small packs afterwards, and another repack would merge these."""
+    random = np.random.default_rng(0)
+    for rows in (9000, 1000):
+        repo.commit({str(rows): random.standard_normal((rows, 64)).astype("f4")})
+    index = Table(repo.database.chunk_indexes()).index
+    sizes = stored_sizes(repo.database)
+    limits = Limits(0.9, 1_000_000, 2)
+    everything = np.ones(len(index), np.bool_)
+    assert not Shelf.plan((), [index], [everything], sizes, limits).rewrite
+    large = columns(index)[1]["pack"] == np.bincount(columns(index)[1]["pack"]).argmax()
+    some_dead = everything.copy()
+    some_dead[np.flatnonzero(large)[:2]] = False
+    assert Shelf.plan((), [index], [some_dead], sizes, limits).rewrite == set(index.packs)
 
 
 def test_what_no_branch_reaches_stays_for_undo(history: History) -> None:
