@@ -21,7 +21,7 @@ from mstore.ops.scan import FoundFile
 from mstore.progress import SILENT, Progress
 from mstore.settings import Settings
 from mstore.statcache import read_time
-from mstore.worktree_read import is_under
+from mstore.worktree_read import all_changed, is_under
 from mstore.worktree_write import WorktreeWriter
 
 
@@ -45,20 +45,18 @@ class Worktree(WorktreeWriter):
 
         `branch` makes a new branch for it at HEAD and moves there, also when a checkout did not
         finish and the files are a mixture. Tensors that changed are coded against those of the
-        commits `bases` first, then of HEAD. `rehash` as for `status`. When
-        gc removed HEAD's version, the new one has no parent. Raises ConflictError when the branch
-        moved since HEAD, InvalidInputError when HEAD is on no branch, UnsafeInputError with
-        `refuse_unsafe` (the repository's setting when None) when a new or changed file is dangerous
-        to load.
+        commits `bases` first, then of HEAD. With `rehash` all files are read and described anew,
+        also those whose size and times are as before. When gc removed HEAD's version, the new one
+        has no parent. Raises ConflictError when the branch moved since HEAD, InvalidInputError when
+        HEAD is on no branch, UnsafeInputError with `refuse_unsafe` (the repository's setting when
+        None) when a file that is stored is dangerous to load.
         """
         before = self._current_head()
         head = self._head_to_commit(before, branch)
         snapshot = self._snapshot(head.commit)
-        if rehash:
-            self._cache.forget()
         read_at = read_time()
         found = self._scan()
-        compared = self._compare(found, snapshot)
+        compared = all_changed(found, snapshot) if rehash else self._compare(found, snapshot)
         to_store = [*compared.added, *compared.modified]
         carried = dict(compared.same)
         if paths is not None:

@@ -3,7 +3,7 @@
 Nothing here needs numpy, since `mstore status` is run more often than anything else.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,12 @@ class Compared:
     added: list[FoundFile]
     modified: list[FoundFile]
     deleted: list[str]
+
+
+def all_changed(found: Sequence[FoundFile], snapshot: Snapshot) -> Compared:
+    """As if no file were what the snapshot has at its path."""
+    paths = {file.path for file in found}
+    return Compared({}, [], list(found), sorted(p for p in snapshot.files if p not in paths))
 
 
 class WorktreeReader:

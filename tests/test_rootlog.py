@@ -9,6 +9,7 @@ import zstandard
 
 from mstore import root as root_module
 from mstore import rootlog
+from mstore.canonical import pack, unpack
 from mstore.errors import (
     ConflictError,
     CorruptDataError,
@@ -21,7 +22,6 @@ from mstore.errors import (
 )
 from mstore.ids import identify_root
 from mstore.index import IndexRef
-from mstore.canonical import pack, unpack
 from mstore.root import Refs, Root, decode, encode
 from mstore.rootlog import RootLog, root_key, update
 from mstore.storage.memory import MemoryStorage

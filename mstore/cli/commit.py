@@ -86,7 +86,9 @@ def commit(
     as that, other text as it is.
 
     Files whose size and times are as before are not read again. A program that writes through a
-    memory map (np.memmap) may leave the times as they are; then use --rehash.
+    memory map (np.memmap) may leave the times as they are; then use --rehash. It also looks for
+    tensors in all files again, for when mstore has learnt about a format, or mstore[hdf5] has been
+    installed, since they were recorded.
 
     Tensors that changed are stored as their differences from those of the version before, or from
     similar ones in the repository, where that takes less. With --base, which can be given several

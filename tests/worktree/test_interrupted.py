@@ -12,6 +12,7 @@ from trees import KilledFiles, Tree, description
 
 from mstore.database import Database
 from mstore.errors import ConflictError, CorruptDataError
+from mstore.formats import detect
 from mstore.head import Head, HeadFile, has_commit
 from mstore.ids import Id
 from mstore.ops.commit import Recorded
@@ -372,3 +373,22 @@ def test_another_directory_of_the_same_repository(tree: Tree, tmp_path: Path) ->
     other.checkout(made.id, "main")
     assert (tmp_path / "other" / "a").read_text() == "1"
     assert other.head == tree.tree.head
+
+
+def test_rehash_looks_for_tensors_again(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a format was not known, or could not be read, as its files were recorded."""
+    tree.set(b="b")
+    np.save(tree.directory / "w.npy", np.arange(5.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(detect, "FORMATS", [])
+        tree.again().commit(description())
+    assert not tree.again().commit(description()).created
+    before = tree.again().head_snapshot().files
+    again = tree.again()
+    assert again.commit(description(), rehash=True).created
+    after = again.head_snapshot().files
+    assert [path for path in after if after[path] != before[path]] == ["w.npy"]
+    formats = [again.db.manifest(files["w.npy"].manifest).format for files in (before, after)]
+    assert formats == ["opaque", "npy"]
+    assert again.status().clean
+    assert not again.commit(description(), rehash=True).created
