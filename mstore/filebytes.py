@@ -58,6 +58,25 @@ class FileBytes(ABC):
             found.append(out[first : first + length])
         return found
 
+    def read_runs(self, starts: NDArray[np.int64], run: int) -> tuple[int, NDArray[np.uint8]]:
+        """The bytes from the first to the last of some runs, and where in the file they begin.
+
+        The runs lie inside the file, are of `run` bytes each, at least one, and begin at `starts`,
+        of which the first is the least and the last the greatest. Only the chunks that they touch
+        are read, and only their pages are ever touched, so that the holes between them cost no
+        memory; what is in these means nothing.
+        """
+        count = len(self._ends)
+        touched = np.zeros(count + 1, np.int64)
+        np.add.at(touched, np.searchsorted(self._ends, starts, side="right"), 1)
+        np.add.at(touched, np.searchsorted(self._ends, starts + (run - 1), side="right") + 1, -1)
+        numbers = np.flatnonzero(np.cumsum(touched))
+        begins, ends = self._starts(numbers), self._ends[numbers]
+        out: NDArray[np.uint8] = np.empty(int(ends[-1] - begins[0]), np.uint8)
+        wanted = Wanted(self._ids[numbers], begins - begins[0], ends - begins)
+        self._fetch(begins, wanted, out.data)
+        return int(begins[0]), out
+
     def chunks(self, ranges: Sequence[tuple[int, int]]) -> tuple[SegmentChunks, list[int]]:
         """The chunks that hold these ranges, each once, and where in the file each begins."""
         wanted = [self._numbers(offset, length) for offset, length in ranges]

@@ -136,7 +136,11 @@ class TensorView(ABC):
         picked, dropped = [], []
         for item, extent in zip(items, self.shape, strict=True):
             if isinstance(item, slice):
-                picked.append(range(extent)[item])
+                found = range(extent)[item]
+                # The step behind the last element may be of any size.
+                picked.append(
+                    found if len(found) > 1 else range(found.start, found.start + len(found))
+                )
             else:
                 picked.append(range(one := range(extent)[cast(int, item)], one + 1))
             dropped.append(not isinstance(item, slice))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 from types import EllipsisType
 
@@ -17,9 +17,13 @@ from mstore.numpy_dtypes import Array, array_from_bytes, bytes_of, numpy_dtype
 from mstore.recoding import decode
 from mstore.tensorfields import view_to_map
 
-_Range = tuple[int, int]
-
 _WINDOW = 4 << 20
+
+_GAP = 64 << 10
+"""Bytes between elements that may be worth leaving out: as many as a small chunk has."""
+
+_MAX_RUNS = 1 << 20
+"""Runs of bytes that elements are looked for in; where there are more, all between is read."""
 
 
 class ViewReader:
@@ -79,14 +83,14 @@ class ViewReader:
 
     def _strided(self, place: Strided, picked: Sequence[range]) -> NDArray[np.void]:
         itemsize = self._tensor.dtype.itemsize
-        start, length = _span(place, picked, itemsize)
-        (raw,) = self._bytes.read_ranges([(start, length)])
-        first, steps = place.offset - start, []
+        starts, run = _runs(place, picked, itemsize)
+        begin, raw = self._bytes.read_runs(starts, run)
+        first, steps = place.offset - begin, []
         for one, stride in zip(picked, place.strides, strict=True):
             first += one[0] * stride
             steps.append(one.step * stride)
         counts = [len(one) for one in picked]
-        return np.ndarray(counts, _unit(itemsize), raw, first, steps).copy()
+        return np.ndarray(counts, _unit(itemsize), raw.data, first, steps).copy()
 
     def _tiled(self, place: Tiled, picked: Sequence[range]) -> NDArray[np.void]:
         """The elements, gathered from the tiles that hold any of them."""
@@ -134,13 +138,27 @@ def _unit(itemsize: int) -> "np.dtype[np.void]":
     return np.dtype((np.void, itemsize))
 
 
-def _span(place: Strided, picked: Sequence[range], itemsize: int) -> _Range:
-    """The byte range from the first to the last of the elements, of which there is one at least."""
-    low = high = place.offset
+def _runs(place: Strided, picked: Sequence[range], itemsize: int) -> tuple[NDArray[np.int64], int]:
+    """Where runs of bytes of one length begin that hold the elements, and that length.
+
+    There is one element at least. Elements count to one run unless so much lies between them that
+    a chunk may be left out.
+    """
+    low, run = place.offset, itemsize
+    axes = []
     for one, stride in zip(picked, place.strides, strict=True):
         low += min(one[0], one[-1]) * stride
-        high += max(one[0], one[-1]) * stride
-    return low, high + itemsize - low
+        if len(one) > 1:
+            axes.append((abs(one.step) * stride, len(one)))
+    starts = np.full(1, low, np.int64)
+    for step, count in sorted(axes):
+        if step - run < _GAP or len(starts) * count > _MAX_RUNS:
+            # What has been taken apart so far is one run again.
+            run += int(starts[-1] - low) + (count - 1) * step
+            starts = starts[:1]
+        else:
+            starts = (starts + np.arange(count)[:, None] * step).ravel()
+    return starts, run
 
 
 def _as_slice(one: range) -> slice:
@@ -151,15 +169,15 @@ def _as_slice(one: range) -> slice:
 def _by_tile(picked: range, step: int) -> list[tuple[int, slice, slice]]:
     """For each tile along one axis that has any of `picked`: its number, where there, where in the
     result."""
-    indexes = np.arange(picked.start, picked.stop, picked.step)
-    tiles = indexes // step
-    edges = [0, *(np.flatnonzero(np.diff(tiles)) + 1).tolist(), len(indexes)]
-    parts = []
-    for begin, end in pairwise(edges):
-        tile = int(tiles[begin])
-        low, high = int(indexes[begin]) - tile * step, int(indexes[end - 1]) - tile * step
-        stop = high + (1 if picked.step > 0 else -1)
-        parts.append(
-            (tile, slice(low, stop if stop >= 0 else None, picked.step), slice(begin, end))
-        )
+    parts, begin = [], 0
+    while begin < len(picked):
+        tile = picked[begin] // step
+        low = picked[begin] - tile * step
+        # How many more there are up to the end of the tile that lies in the direction of the steps.
+        room = step - 1 - low if picked.step > 0 else low
+        end = min(begin + room // abs(picked.step) + 1, len(picked))
+        stop = low + (end - begin) * picked.step
+        there = slice(low, stop if stop >= 0 else None, picked.step)
+        parts.append((tile, there, slice(begin, end)))
+        begin = end
     return parts

@@ -1,6 +1,7 @@
 """Tensors that are no segment of their own, against numpy on the same bytes."""
 
 import pickle
+import tracemalloc
 import zlib
 from math import prod
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mstore import viewreader
 from mstore.chunkreader import ChunkReader
 from mstore.chunkstore import Session
 from mstore.database import Database
@@ -61,16 +63,70 @@ def slices(shape):
 shapes = st.lists(st.integers(0, 7), max_size=3).map(tuple)
 
 
-@given(data=st.data(), shape=shapes, offset=st.integers(0, 9))
-def test_strided(data, shape, offset):
+@given(data=st.data(), shape=shapes, offset=st.integers(0, 9), gap=st.sampled_from([0, 1, 64]))
+def test_strided(data, shape, offset, gap):
     strides = data.draw(st.tuples(*(st.integers(0, 40) for _ in shape)))
     span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if prod(shape) else 0
     raw = np.random.default_rng(1).bytes(offset + span + 4)
     expected = np.ndarray(shape, "<u4", raw, offset, strides)
     (view,) = stored(raw, View(Tensor("w", BY_NAME["u32"], shape), Strided(offset, strides)))
-    np.testing.assert_array_equal(view.numpy(), expected)
     index = data.draw(slices(shape))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(viewreader, "_GAP", gap)
+        patch.setattr(viewreader, "_MAX_RUNS", data.draw(st.sampled_from([1, 4, 100])))
+        np.testing.assert_array_equal(view.numpy(), expected)
+        np.testing.assert_array_equal(view[index], expected[index])
+
+
+@pytest.mark.parametrize(
+    ("strides", "index", "read"),
+    [
+        ((2048, 2), np.s_[:, 3], 32 * 32),  # a chunk of each row
+        ((2048, 2), np.s_[::5, 30:34], 7 * 32),
+        ((2048, 64), np.s_[7:1:-3, 5], 2 * 32),
+        ((2, 64), np.s_[3], 32 * 32),  # in every other chunk of the part that is viewed
+        ((2, 64), np.s_[:, 7:9], 4 * 32),
+    ],
+)
+def test_a_slice_of_a_strided_view_reads_only_what_it_needs(strides, index, read, monkeypatch):
+    monkeypatch.setattr(viewreader, "_GAP", 32)  # as many bytes as a chunk has here
+    raw = np.random.default_rng(0).bytes(64 * 1024)
+    expected = np.ndarray((32, 32), "<u2", raw, 0, strides)
+    storage = Tensor("storage", BY_NAME["u16"], (len(raw) // 2,))
+    place = View(Tensor("w", BY_NAME["u16"], (32, 32)), Strided(0, strides))
+    (view,) = stored(raw, place, tensors=[(0, storage)], hidden=["storage"])
+    fetched = []
+    fetch = StoredBytes._fetch
+
+    def note(self, starts, wanted, out):
+        fetched.append(int(wanted.lengths.sum()))
+        fetch(self, starts, wanted, out)
+
+    monkeypatch.setattr(StoredBytes, "_fetch", note)
     np.testing.assert_array_equal(view[index], expected[index])
+    assert fetched == [read]
+
+
+def test_a_slice_may_have_a_step_of_any_size():
+    raw = np.arange(12, dtype="<f4").tobytes()
+    whole = (0, Tensor("whole", F32, (12,)))
+    (view,) = stored(raw, View(Tensor("w", F32, (3,)), Strided(4, (16,))), tensors=[whole])
+    np.testing.assert_array_equal(view[:: 10**25], [1])
+    np.testing.assert_array_equal(view[2 :: -(10**25)], [9])
+    np.testing.assert_array_equal(view[3 :: 10**25], [])
+
+
+def test_an_axis_of_tiles_takes_no_memory_by_its_length():
+    fill = np.array([7], "u1").tobytes()
+    place = Tiled((1 << 28,), (-1,), fill)
+    (view,) = stored(b"", View(Tensor("w", BY_NAME["u8"], (1 << 28,)), place))
+    tracemalloc.start()
+    try:
+        part = view[1 :: 1 << 20]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert part.tobytes() == fill * 256
 
 
 @given(data=st.data(), shape=st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple))
