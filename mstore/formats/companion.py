@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from mstore.errors import MstoreError
 from mstore.formats.base import quote
+from mstore.formats.strides import dense_strides
 from mstore.layout import Beside, ByteReader, Layout, Strided, Tensor, View, cover, opaque
 
 _MAX_REASON = 200  # characters: names of tensors in it may be of any length
@@ -74,18 +75,10 @@ def _apart(name: str, size: int, placed: Placed) -> Layout:
     end = 0
     for offset, tensor in sorted(placed, key=lambda item: (item[0], -item[1].nbytes)):
         if offset < end:
-            views.append(View(tensor, Strided(offset, _strides(tensor))))
+            views.append(
+                View(tensor, Strided(offset, dense_strides(tensor.shape, tensor.dtype.itemsize)))
+            )
         else:
             own.append((offset, tensor))
             end = offset + tensor.nbytes
     return cover(name, size, own, views=views)
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Those of elements in row-major order, in bytes."""
-    strides: list[int] = []
-    step = tensor.dtype.itemsize
-    for extent in reversed(tensor.shape):
-        strides.append(step)
-        step *= extent
-    return tuple(reversed(strides))

@@ -241,7 +241,7 @@ def _describe(one: _Entry) -> tuple[Contents, str | None]:
         if isinstance(one, _Found):
             layout, note = one.format.examine(one.window)
             return shifted(layout, one.offset, one.path), note and f"has {note}"
-        found = read_member(one.archive, one.member, "")
+        found = read_member(one.archive, one.member, one.path)
     except (FormatError, LimitExceededError, UnsafeInputError) as error:
         kind = one.format.name if isinstance(one, _Found) else "npy"
         return Contents(), f"looks like {kind} but {error.message}"
@@ -249,7 +249,7 @@ def _describe(one: _Entry) -> tuple[Contents, str | None]:
         return Contents(), found or None
     # As a layout of its own it is moved like all others.
     part = cover_all("npy", one.archive.size, [found])
-    return shifted(part, one.offset, one.path), None
+    return shifted(part, one.offset, ""), None
 
 
 def _findings(one: _Entry) -> list[Finding]:

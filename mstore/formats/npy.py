@@ -6,15 +6,13 @@
                latin-1 (versions 1, 2) or UTF-8 (3)
     then       data
 
-The literal is read by `mstore.formats.literal`, never evaluated. Arrays of types that are no
-`DType` (strings, dates, records) are valid and stay opaque; arrays of Python objects hold a pickle
+The literal is read by `mstore.formats.literal`, never evaluated. Each field of records is a tensor
+of its own, see `mstore.formats.records`: `left`, or in archives `nodes.left`. Arrays of types that
+are no `DType` (strings, dates) are valid and stay opaque; arrays of Python objects hold a pickle
 and are refused. Source: the format section of numpy.lib.format.
 """
 
-import re
-from math import prod
-
-from mstore.dtypes import BY_NAME, DType
+from mstore.dtypes import BY_NAME
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import (
     Finding,
@@ -25,8 +23,11 @@ from mstore.formats.base import (
     read_exactly,
 )
 from mstore.formats.literal import parse_literal
+from mstore.formats.npy_types import element_type, is_text_or_date, item_size, record_fields
 from mstore.formats.pickles import PickleFormat
-from mstore.layout import ByteReader, Layout, Tensor, cover, opaque
+from mstore.formats.records import Records
+from mstore.formats.shifting import Contents, cover_all
+from mstore.layout import ByteReader, Layout, Order, Tensor, opaque
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
@@ -36,10 +37,7 @@ PICKLED = "holds a pickle, which reading it with allow_pickle runs"
 """What there is to say of an array of Python objects."""
 
 _BYTES = BY_NAME["u8"]
-_TYPE = re.compile(r"([<>|])([a-zA-Z])([0-9]{0,9})(\[[0-9a-zA-Z]*\])?")
-_KINDS = {"b": "bool", "u": "u", "i": "i", "f": "f", "c": "c"}
-_OPAQUE_KINDS = "biufcmMSUV"
-_TEXTS_AND_DATES = "SUmM"
+_WHAT = "its array"
 
 
 class NpyFormat(Format):
@@ -65,7 +63,8 @@ class NpyFormat(Format):
         if isinstance(found, str):
             layout = Layout(self.name, reader.size, opaque(reader.size).segments)
             return layout, f"opaque bytes for its array, which {found}" if found else None
-        return cover(self.name, reader.size, [found]), None
+        start, array = found
+        return cover_all(self.name, reader.size, [contents(array, start)]), None
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """An array of Python objects, which is a pickle, and what that does."""
@@ -91,8 +90,8 @@ def object_findings(reader: ByteReader) -> list[Finding]:
         raise type(error)(f"in the pickle of its objects, {error.message}") from None
 
 
-def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | str:
-    """Where the array of an npy file starts and what it is, as a tensor called `name`.
+def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor | Records] | str:
+    """Where the array of an npy file starts and what it is, called `name`.
 
     If its type is no `DType`, a text instead: what is so about it, or nothing if it is text or
     dates, which are no numbers. Raises as `Format.layout` does.
@@ -108,16 +107,37 @@ def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor] | str:
     if not isinstance(shape, tuple) or any(type(dim) is not int for dim in shape):
         raise FormatError("its shape is not a tuple of whole numbers")
     # A type's bytes are checked as if they were one more dimension: no product can overflow.
-    needed = check_shape(_BYTES, (*shape, _itemsize(descr)), "its array")
+    size = item_size(descr)
+    needed = check_shape(_BYTES, (check_shape(_BYTES, shape, _WHAT), size), _WHAT)
     if needed > reader.size - start:
-        raise FormatError(f"its array needs {needed} bytes, but {reader.size - start} are there")
-    dtype = _dtype(descr)
-    if dtype is None:
-        if not isinstance(descr, str):
-            return "holds records"
-        return "" if descr[1] in _TEXTS_AND_DATES else f"has elements of type {quote(descr)}"
-    order = "F" if fortran and len(shape) > 1 else "C"
-    return start, Tensor(name, dtype, shape, order)  # type: ignore[arg-type]
+        raise FormatError(f"{_WHAT} needs {needed} bytes, but {reader.size - start} are there")
+    array = _array(descr, name, shape, "F" if fortran and len(shape) > 1 else "C", size)
+    return array if isinstance(array, str) else (start, array)
+
+
+def _array(
+    descr: object, name: str, shape: tuple[int, ...], order: Order, itemsize: int
+) -> Tensor | Records | str:
+    """The array of a type that `item_size` has accepted; a text as `read_array` says."""
+    if isinstance(descr, str):
+        if (known := element_type(descr)) is None:
+            return "" if is_text_or_date(descr) else f"has elements of type {quote(descr)}"
+        dtype, kind = known
+        check_shape(dtype, shape, _WHAT)
+        return Tensor(name, dtype, shape, order, kind)
+    if not isinstance(descr, list):
+        return "holds arrays"
+    fields = record_fields(descr)
+    if isinstance(fields, str):
+        return f"holds records with elements of type {quote(fields)}"
+    return Records(name, shape, order, itemsize, fields) if fields else ""
+
+
+def contents(array: Tensor | Records, offset: int) -> Contents:
+    """The tensors of an array that starts at `offset` of its file. Raises as `read_array` does."""
+    if isinstance(array, Records):
+        return array.contents(offset)
+    return Contents(((offset, array),))
 
 
 def _read_header(reader: ByteReader) -> tuple[str, int]:
@@ -137,49 +157,3 @@ def _read_header(reader: ByteReader) -> tuple[str, int]:
         return raw.decode("utf-8" if version == (3, 0) else "latin-1"), 8 + width + length
     except UnicodeDecodeError:
         raise FormatError("its header is not UTF-8") from None
-
-
-def _dtype(descr: object) -> DType | None:
-    """The element type of a descr that `_itemsize` has accepted; None if it is no `DType`."""
-    if not isinstance(descr, str) or not (match := _TYPE.fullmatch(descr)):
-        return None
-    order, kind, size, _ = match.groups()
-    if kind not in _KINDS:
-        return None
-    name = "bool" if (kind, size) == ("b", "1") else f"{kind}{8 * int(size or 0)}"
-    return BY_NAME.get(f">{name}" if order == ">" else name, BY_NAME.get(name))
-
-
-def _itemsize(descr: object) -> int:
-    """Bytes of one element of a descr: a type string, or a list of fields.
-
-    A field is (name, descr) or (name, descr, subarray shape); a name may be (title, name).
-    Raises UnsafeInputError for Python objects, FormatError for what is no descr.
-    """
-    if isinstance(descr, list):
-        return sum(_field_size(field) for field in descr)
-    if isinstance(descr, tuple) and len(descr) == 2:  # (descr, subarray shape)
-        return _itemsize(descr[0]) * _count(descr[1])
-    match = _TYPE.fullmatch(descr) if isinstance(descr, str) else None
-    if match is None:
-        raise FormatError("its descr is not a numpy type")
-    kind, size = match[2], int(match[3] or 0)
-    if kind == "O":
-        raise UnsafeInputError("it holds Python objects, which only unpickling could read")
-    if kind not in _OPAQUE_KINDS:
-        raise FormatError(f"its descr {quote(match[0])} is not a numpy type")
-    return size * (4 if kind == "U" else 1)
-
-
-def _field_size(field: object) -> int:
-    if not isinstance(field, tuple) or len(field) not in (2, 3):
-        raise FormatError("its descr has a field that is not (name, type)")
-    return _itemsize(field[1]) * (_count(field[2]) if len(field) == 3 else 1)
-
-
-def _count(shape: object) -> int:
-    """Elements of a subarray."""
-    dims = (shape,) if type(shape) is int else shape
-    if not isinstance(dims, tuple) or any(type(dim) is not int or dim < 0 for dim in dims):
-        raise FormatError("its descr has a subarray with a bad shape")
-    return prod(dims)

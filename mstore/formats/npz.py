@@ -2,8 +2,8 @@
 
 Arrays are tensors named as numpy names them, by the member without `.npy`. Those in deflated
 members are views: of such a member only the first bytes are inflated, for the header. Members that
-hold Python objects or other types that are no `DType`, and members that are no npy files, stay
-opaque. Source: numpy.lib.npyio and the format section of numpy.lib.format.
+hold Python objects or other types that are no `DType`, deflated ones of records, and members that
+are no npy files stay opaque. Source: numpy.lib.npyio and the format section of numpy.lib.format.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
 from mstore.formats.base import BytesReader, Finding, Format, WindowReader, quote
 from mstore.formats.deflated import InflatedHead, inflate, recoded
-from mstore.formats.npy import object_findings, read_array
+from mstore.formats.npy import contents, object_findings, read_array
+from mstore.formats.records import Records
 from mstore.formats.shifting import Contents, cover_all
 from mstore.layout import ByteReader, Layout, View
 
@@ -76,7 +77,7 @@ def _arrays(reader: ByteReader) -> Iterator[zipdir.Member]:
 
 
 def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Contents | str:
-    """The array in a member that is an npy file, as a tensor called `name`.
+    """The array in a member that is an npy file, called `name`.
 
     A text instead when it stays opaque: why it does, or nothing where it holds text or dates.
     Raises FormatError and LimitExceededError as `Format.layout` does.
@@ -95,12 +96,14 @@ def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Content
         raise type(error)(message) from None
     if isinstance(found, str):
         return found
-    start, tensor = found
+    start, array = found
     if member.method == zipdir.STORED:
-        return Contents(((member.data + start, tensor),))
-    if start + tensor.nbytes != member.size:
+        return contents(array, member.data + start)
+    if isinstance(array, Records):
+        return "holds records and is compressed"
+    if start + array.nbytes != member.size:
         raise FormatError(f"its member {quote(member.name)} holds more than its array")
-    return Contents(views=(View(tensor, recoded(member, start)),))
+    return Contents(views=(View(array, recoded(member, start)),))
 
 
 def member_findings(reader: ByteReader, member: zipdir.Member) -> list[Finding]:

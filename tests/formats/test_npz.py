@@ -130,7 +130,7 @@ def test_other_members_stay_opaque(arrays_of, compression):
         ("a.npy", npy(np.arange(3))),
         ("objects.npy", npy(np.array([None]))),
         ("text.npy", npy(np.array(["x"]))),
-        ("record.npy", npy(np.zeros(3, "i4,f8"))),
+        ("record.npy", npy(np.zeros(3, "i4,g"))),
         compression=compression,
         comment=b"PK\5\6 a comment that looks like an end record",
     )
