@@ -97,20 +97,23 @@ class ZipFormat(Format):
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and which members are not understood."""
         walk = self._walk(reader)
-        parts: list[Contents] = []
         notes: list[str] = []
-        for one in walk.files():
-            contents, note = _describe(one)
-            parts.append(contents)
-            if note:
-                notes.append(f"{quote(one.path)} {note}")
+
+        def parts() -> Iterator[Contents]:
+            for one in walk.files():
+                contents, note = _describe(one)
+                if note:
+                    notes.append(f"{quote(one.path)} {note}")
+                yield contents
+
+        layout = cover_all(self.name, reader.size, parts())
         if walk.compressed:
             notes.append(f"opaque bytes for {walk.compressed} compressed members")
         if walk.left_out:
             notes.append(f"{walk.left_out} members are too many or too deep to be looked into")
         more = [f"and {len(notes) - _MAX_TOLD} more"] if len(notes) > _MAX_TOLD else []
         note = "; ".join(notes[:_MAX_TOLD] + more)
-        return cover_all(self.name, reader.size, parts), note or None
+        return layout, note or None
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """What loading its members one by one would do.

@@ -6,7 +6,7 @@ hold Python objects or other types that are no `DType`, deflated ones of records
 are no npy files stay opaque. Source: numpy.lib.npyio and the format section of numpy.lib.format.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
@@ -52,16 +52,9 @@ class NpzFormat(Format):
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and which arrays are none that have an element type."""
-        parts: list[Contents] = []
-        left: list[tuple[str, str]] = []
-        for member in _arrays(reader):
-            found = read_member(reader, member, member.name.removesuffix(SUFFIX))
-            if isinstance(found, Contents):
-                parts.append(found)
-            elif found:
-                left.append((member.name, found))
-        layout = cover_all(self.name, reader.size, parts)
-        return layout, opaque_note(left, len(parts) + len(left), "arrays")
+        names = ((member, member.name.removesuffix(SUFFIX)) for member in _arrays(reader))
+        found = ((member.name, read_member(reader, member, name)) for member, name in names)
+        return cover_arrays(self.name, reader.size, found)
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """Arrays of Python objects, which are pickles, and what those do."""
@@ -117,10 +110,29 @@ def member_findings(reader: ByteReader, member: zipdir.Member) -> list[Finding]:
     return object_findings(BytesReader(inflate(reader, member)))
 
 
-def opaque_note(left: list[tuple[str, str]], count: int, things: str) -> str | None:
-    """What to tell of those of `count` things that stay opaque: their names and why they do."""
+def cover_arrays(
+    format: str,  # noqa: A002
+    size: int,
+    arrays: Iterable[tuple[str, Contents | str]],
+) -> tuple[Layout, str | None]:
+    """The layout of an archive of arrays, which are given as `read_member` does, each with a name
+    for messages; and what to tell of those that stay opaque.
+
+    Raises as `cover_all` does, to which each array goes as soon as it is read.
+    """
+    seen, left = 0, []
+
+    def parts() -> Iterator[Contents]:
+        nonlocal seen
+        for name, found in arrays:
+            if isinstance(found, Contents):
+                seen += 1
+                yield found
+            elif found:
+                left.append(f"{quote(name)} {found}")
+
+    layout = cover_all(format, size, parts())
     if not left:
-        return None
-    told = [f"{quote(name)} {why}" for name, why in left[:_MAX_TOLD]]
-    more = ", …" if len(left) > _MAX_TOLD else ""
-    return f"opaque bytes for {len(left)} of {count} {things}: {', '.join(told)}{more}"
+        return layout, None
+    told = ", ".join(left[:_MAX_TOLD]) + (", …" if len(left) > _MAX_TOLD else "")
+    return layout, f"opaque bytes for {len(left)} of {seen + len(left)} arrays: {told}"

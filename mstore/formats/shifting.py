@@ -44,7 +44,7 @@ def cover_all(format: str, size: int, parts: Iterable[Contents]) -> Layout:  # n
     """The layout of a file of `size` bytes with all these contents; the rest is opaque.
 
     A tensor whose name is taken by one before it gets a number after it: `#2`. Raises FormatError
-    as `cover` does, LimitExceededError as `Names` does.
+    as `cover` does, LimitExceededError as `Names` does, which is before it takes the next part.
     """
     tensors: list[tuple[int, Tensor]] = []
     hidden: set[str] = set()

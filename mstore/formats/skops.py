@@ -4,8 +4,8 @@
     <number>.npy    one array each, <number>.npz one sparse matrix each, stored or deflated
 
 Tensors are called by the way to them in the structure, through attributes, keys and indexes:
-`steps.1.1.coef_`. Arrays that are used in several places are called after the first. The parts of
-a sparse matrix follow its own name: `tfidf/data`.
+`steps.1.1.coef_`. Arrays that are used in several places are called after the first; one that is
+all there is has no name. The parts of a sparse matrix follow its own name: `tfidf/data`.
 
     {"__class__": "Ridge", "__module__": "sklearn.linear_model._ridge", "__loader__": "ObjectNode",
      "content": {"__class__": "dict", …, "content": {"coef_": {…, "file": "4353.npy"}}}}
@@ -20,9 +20,10 @@ from mstore.errors import FormatError, LimitExceededError
 from mstore.formats import zipdir
 from mstore.formats.base import Danger, Finding, Format, WindowReader, quote, read_exactly
 from mstore.formats.deflated import InflatedHead, inflate
-from mstore.formats.npz import SUFFIX, NpzFormat, opaque_note, read_member
+from mstore.formats.naming import MAX_NAMES
+from mstore.formats.npz import SUFFIX, NpzFormat, cover_arrays, read_member
 from mstore.formats.pickle_policy import judge
-from mstore.formats.shifting import Contents, cover_all, shifted
+from mstore.formats.shifting import Contents, shifted
 from mstore.layout import ByteReader, Layout
 from mstore.strictjson import parse_json
 
@@ -68,19 +69,7 @@ class SkopsFormat(Format):
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and which arrays are opaque."""
         members = _members(reader)
-        names = _names(reader, members)
-        parts: list[Contents] = []
-        left: list[tuple[str, str]] = []
-        for member in members.values():
-            if not member.name.endswith((SUFFIX, _SPARSE)):
-                continue
-            found = _contents(reader, member, names.get(member.name, member.name))
-            if isinstance(found, Contents):
-                parts.append(found)
-            elif found:
-                left.append((names.get(member.name, member.name), found))
-        layout = cover_all(self.name, reader.size, parts)
-        return layout, opaque_note(left, len(parts) + len(left), "arrays")
+        return cover_arrays(self.name, reader.size, _arrays(reader, members))
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """The types and functions that are named, each once, where it is named first."""
@@ -103,6 +92,17 @@ def _members(reader: ByteReader) -> dict[str, zipdir.Member]:
     return {member.name: member for member in zipdir.read_members(reader)}
 
 
+def _arrays(
+    reader: ByteReader, members: Mapping[str, zipdir.Member]
+) -> Iterator[tuple[str, Contents | str]]:
+    """The arrays and sparse matrices, each with a name for messages."""
+    names = _names(reader, members)
+    for member in members.values():
+        if member.name.endswith((SUFFIX, _SPARSE)):
+            name = names.get(member.name, member.name)
+            yield name or member.name, _contents(reader, member, name)
+
+
 def _contents(reader: ByteReader, member: zipdir.Member, name: str) -> Contents | str:
     """The array or the sparse matrix in a member; or why it stays opaque, as `read_member` says."""
     if member.name.endswith(SUFFIX):
@@ -114,11 +114,11 @@ def _contents(reader: ByteReader, member: zipdir.Member, name: str) -> Contents 
 
 
 def _names(reader: ByteReader, members: Mapping[str, zipdir.Member]) -> dict[str, str]:
-    """The way to each member in the structure; for the outermost object, the member's own name."""
+    """The way to each member in the structure, which is empty for an array that is all of it."""
     names: dict[str, str] = {}
     for node in _nodes(_schema(reader, members)):
         file = node.fields.get("file")
-        if isinstance(file, str) and node.path:
+        if isinstance(file, str):
             names.setdefault(file, node.path)
     return names
 
@@ -147,29 +147,37 @@ def _nodes(schema: object) -> Iterator[_Node]:
 
     What an object holds is in its member `content`, which is no step on the way to it.
     """
-    pending: list[tuple[str, object]] = [("", schema)]
+    length = 0
+    pending = [iter([("", schema)])]
     while pending:
-        path, value = pending.pop()
-        if len(path) > MAX_NAME:
-            raise LimitExceededError(f"its schema has a way of more than {MAX_NAME} characters")
-        if isinstance(value, dict):
-            is_node = "__class__" in value and "__loader__" in value
-            if is_node:
-                yield _Node(path, value)
-            steps = [
-                (path if is_node and key == "content" else f"{path}.{key}" if path else key, inner)
-                for key, inner in value.items()
-                if isinstance(inner, dict | list)
-            ]
-        elif isinstance(value, list):
-            steps = [
-                (f"{path}.{index}" if path else str(index), inner)
-                for index, inner in enumerate(value)
-                if isinstance(inner, dict | list)
-            ]
-        else:
+        step = next(pending[-1], None)
+        if step is None:
+            pending.pop()
             continue
-        pending += reversed(steps)
+        path, value = step
+        length += len(path) if _is_node(value) else 0
+        if len(path) > MAX_NAME or length > MAX_NAMES:
+            raise LimitExceededError("the ways through its schema are too long")
+        if isinstance(value, dict) and _is_node(value):
+            yield _Node(path, value)
+        pending.append(_steps(path, value))
+
+
+def _is_node(value: object) -> bool:
+    return isinstance(value, dict) and "__class__" in value and "__loader__" in value
+
+
+def _steps(path: str, value: object) -> Iterator[tuple[str, object]]:
+    """The containers in a container, with the ways to them, which are made one by one."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, dict | list):
+                same = key == "content" and _is_node(value)
+                yield path if same else f"{path}.{key}" if path else key, inner
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            if isinstance(inner, dict | list):
+                yield f"{path}.{index}" if path else str(index), inner
 
 
 def _judged(node: _Node) -> Iterator[tuple[Danger, str]]:

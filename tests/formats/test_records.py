@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from mstore.dtypes import BY_NAME
 from mstore.errors import FormatError, LimitExceededError
+from mstore.formats import naming, zipdir
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
 from mstore.formats.npy import NpyFormat
@@ -124,6 +125,27 @@ def test_compressed_ones_are_told():
     assert [view.tensor.name for view in layout.views] == ["w"]
     why = "'nodes.npy' holds records and is compressed"
     assert note == f"opaque bytes for 1 of 2 arrays: {why}"
+
+
+class Counting(BytesReader):
+    """Counts how often it is read from."""
+
+    reads = 0
+
+    def read(self, offset, length):
+        self.reads += 1
+        return super().read(offset, length)
+
+
+def test_too_many_are_not_even_read(monkeypatch):
+    data = npz(**{str(number): PLAIN_NODES for number in range(100)})
+    directory = Counting(data)
+    zipdir.read_members(directory)
+    monkeypatch.setattr(naming, "MAX_COUNT", 20)
+    reader = Counting(data)
+    with pytest.raises(LimitExceededError, match="more than 20 tensors"):
+        NpzFormat().layout(reader)
+    assert reader.reads < directory.reads + 50
 
 
 def test_a_field_of_an_unknown_type_is_told():
