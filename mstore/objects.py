@@ -21,6 +21,9 @@ T = TypeVar("T")
 MAX_PIECE = 64 << 20
 """Bytes of the largest chunk of a tensor."""
 
+MAX_CHUNK = (1 << 32) - 1
+"""Bytes of the largest chunk of all: records have four bytes for its length."""
+
 MAX_TIME = 253_402_300_799_999_999
 """The last microsecond of the year 9999, in microseconds since 1970."""
 
@@ -239,6 +242,10 @@ def _manifest_from_map(fields: dict[str, Any]) -> Manifest:
     if sum(segment.length for segment in segments) != size:
         raise ValueError("the segments do not add up to the size")
     views = tuple(view_from_map(typed(item, dict), size) for item in fields.get("views", ()))
+    names = [segment.tensor.name for segment in segments if segment.tensor is not None]
+    names += [view.tensor.name for view in views]
+    if len(set(names)) != len(names):
+        raise ValueError("two tensors are called the same")
     return Manifest(typed(fields["format"], str), size, segments, views)
 
 
@@ -255,8 +262,8 @@ def _segment_from_map(fields: dict[str, Any]) -> SegmentChunks:
     if rest:
         raise ValueError("the chunk ids are cut short")
     if "dtype" not in fields:
-        lengths = tuple(checked_size(length) for length in fields["lengths"])
-        if len(lengths) != count or 0 in lengths:
+        lengths = tuple(within(length, 1, MAX_CHUNK) for length in fields["lengths"])
+        if len(lengths) != count:
             raise ValueError("the chunk lengths do not match the chunk ids")
         return SegmentChunks(sum(lengths), ids, lengths=lengths)
     tensor = tensor_from_map(fields)

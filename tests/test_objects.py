@@ -59,7 +59,12 @@ def segments(draw: st.DrawFn) -> SegmentChunks:
     return SegmentChunks(tensor.nbytes, ids, tensor, piece)
 
 
-@given(st.lists(segments(), max_size=4), texts)
+files = st.lists(
+    segments(), max_size=4, unique_by=lambda part: part.tensor.name if part.tensor else part
+)
+
+
+@given(files, texts)
 def test_manifest_round_trip(parts: list[SegmentChunks], name: str) -> None:
     manifest = Manifest(name, sum(part.length for part in parts), tuple(parts))
     again = Manifest.decode(manifest.encode())
@@ -185,7 +190,26 @@ def test_shapes_and_times_out_of_range_are_refused() -> None:
             encode_object(Commit(bytes(32), (), "a", time, zone, "", {}))
 
 
-@given(st.lists(segments(), max_size=4))
+@pytest.mark.parametrize("length", [0, 1 << 32, -1, 1.0, True])
+def test_chunks_of_a_length_that_no_record_has_are_refused(length: object) -> None:
+    segment = {"ids": bytes(32), "lengths": [length]}
+    with pytest.raises(CorruptDataError):
+        Manifest.decode(pack({"format": "x", "segments": [segment], "size": length}))
+
+
+def test_tensors_called_the_same_are_refused() -> None:
+    tensor = {"dtype": "u8", "ids": bytes(32), "name": "w", "piece": 4, "shape": [4]}
+    view = {"dtype": "u8", "name": "w", "offset": 0, "shape": [2], "strides": [1]}
+    one = {"format": "x", "segments": [tensor], "size": 4}
+    two = {"format": "x", "segments": [tensor, tensor], "size": 8}
+    assert Manifest.decode(pack(one)).size == 4
+    assert Manifest.decode(pack(one | {"views": [view | {"name": "v"}]})).views
+    for fields in (two, one | {"views": [view]}, one | {"views": [view | {"name": "v"}] * 2}):
+        with pytest.raises(CorruptDataError, match="called the same"):
+            Manifest.decode(pack(fields))
+
+
+@given(files)
 def test_chunk_ids_without_the_rest(parts: list[SegmentChunks]) -> None:
     manifest = Manifest("f", sum(part.length for part in parts), tuple(parts))
     assert Manifest.decode_chunk_ids(manifest.encode()) == manifest.chunk_ids()
