@@ -195,7 +195,14 @@ def test_nothing_is_read_twice(place: Any, read: int, monkeypatch: pytest.Monkey
         asked.extend(length for _, length in ranges)
         return read_ranges(self, ranges)
 
+    read_runs = FileBytes.read_runs
+
+    def counting_runs(self: Any, starts: Any, run: int) -> Any:
+        asked.append(int(starts[-1] - starts[0]) + run)
+        return read_runs(self, starts, run)
+
     monkeypatch.setattr(FileBytes, "read_ranges", counting)
+    monkeypatch.setattr(FileBytes, "read_runs", counting_runs)
     (one,) = view._exportable()
     whole = b"".join(rowmajor.parts(one.lying, 128))
     assert sum(asked) == read
