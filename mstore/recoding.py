@@ -6,7 +6,7 @@ Only ever for reading a tensor: a file is stored and given back as it is.
 import re
 import zlib
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -65,16 +65,27 @@ def _text(windows: Iterable[Buffer], _: int, encoding: str) -> Iterator[bytes]:
 
 
 def _floats(windows: Iterable[Buffer], _: int) -> Iterator[bytes]:
-    data, at = b"".join(windows), 0
-    while at < len(data):
-        if (match := _FLOATS.match(data, at)) is None:
-            raise ValueError(f"an opcode at byte {at} does not push floats onto lists")
+    rest = b""
+    for window in windows:
+        # An opcode that a window cuts through is matched as soon as all of it is there.
+        rest = yield from _push(rest + bytes(window))
+        if len(rest) > _PIECE:
+            break
+    if rest:
+        raise ValueError(f"the opcode {rest[:1]!r} does not push floats onto lists")
+
+
+def _push(data: bytes) -> Generator[bytes, None, bytes]:
+    """What the opcodes push, up to the first that is cut off or another; gives what is left."""
+    at = 0
+    while (match := _FLOATS.match(data, at)) is not None:
         at = match.end()
         if (binary := match["binary"]) is not None:
             rows = np.frombuffer(binary, np.uint8).reshape(-1, 9)[:, 1:]
             yield rows[:, ::-1].tobytes()
         elif (text := match["text"]) is not None:
             yield np.float64(float(text)).tobytes()
+    return data[at:]
 
 
 _DECODERS: dict[Recoding, Callable[[Iterable[Buffer], int], Iterator[bytes]]] = {

@@ -227,6 +227,27 @@ def test_floats_of_pickles(protocol, values, times):
     assert decoded("floats", data, len(expected)) == expected
 
 
+@pytest.mark.parametrize("code", ["deflate", "latin1", "floats"])
+def test_what_is_decoded_takes_little_memory_whatever_the_length(code):
+    piece = b"G" + bytes(8) if code == "floats" else bytes(9)
+    data = piece * 1_000_000
+    size = len(data) * 8 // 9 if code == "floats" else len(data)
+    if code == "deflate":
+        data = zlib.compress(data)[2:-4]
+    windows = (data[at : at + 65536] for at in range(0, len(data), 65536))
+    tracemalloc.start()
+    try:
+        assert sum(len(piece) for piece in decode(code, windows, size)) == size
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_floats_with_an_endless_opcode():
+    with pytest.raises(FormatError, match="floats"):
+        decoded("floats", b"F" + b"1" * (5 << 20), 8, 1 << 16)
+
+
 @pytest.mark.parametrize(
     ("code", "data"),
     [
