@@ -1,7 +1,7 @@
 """Everything that refs reach, from commits down to chunks, and what damage does to it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from mstore.codecs import general
 from mstore.errors import CorruptDataError, MstoreError
 from mstore.ids import Id, Kind, identify
 from mstore.index import Index, find_entry
-from mstore.layout import extents
+from mstore.layout import View, extents
 from mstore.objects import KIND_OF, Commit, FileEntry, Manifest, SegmentChunks, Snapshot
 from mstore.ops.records import NOT_ITS_ID, Fault, Records, fault_of
 from mstore.pack import check_raw, read_record
@@ -215,14 +215,14 @@ class Contents:
         self, manifest: Manifest, rows: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> Iterator[tuple[Fault, str | None]]:
         """What is wrong with the chunks of one file, and in which tensors."""
-        starts = np.cumsum(lengths) - lengths
+        starts, viewed = np.cumsum(lengths) - lengths, _Viewed(manifest.views)
         start = 0
         for segment in manifest.segments:
             part = slice(start, start + segment.count)
             start = part.stop
             for fault, bad in self._faults(as_ids(segment.ids), rows[part], lengths[part]):
                 harmed = zip(starts[part][bad].tolist(), lengths[part][bad].tolist(), strict=True)
-                for tensor in _tensors_at(manifest, segment, list(harmed)):
+                for tensor in _tensors_at(viewed, segment, harmed):
                     yield fault, tensor
 
     def _faults(
@@ -287,22 +287,39 @@ def _lengths(manifest: Manifest) -> NDArray[np.int64]:
     return np.concatenate(parts)
 
 
-def _tensors_at(
-    manifest: Manifest, segment: SegmentChunks, harmed: Sequence[tuple[int, int]]
-) -> list[str | None]:
-    """The tensors that the bytes (offset, length) of a segment belong to; None if to none."""
-    names: list[str | None] = []
-    if segment.tensor is not None and not segment.hidden:
-        names.append(segment.tensor.name)
-    names += [
-        view.tensor.name
-        for view in manifest.views
-        if any(
-            start < at + length and at < start + size
+class _Viewed:
+    """Where the views of a file lie, of which there may be many, each in many places."""
+
+    def __init__(self, views: Sequence[View]) -> None:
+        self._names = [view.tensor.name for view in views]
+        places = [
+            (at, at + length, number)
+            for number, view in enumerate(views)
             for at, length in extents(view)
-            for start, size in harmed
-        )
-    ]
+        ]
+        self._starts, self._ends, self._views = np.array(sorted(places), np.int64).reshape(-1, 3).T
+        self._reached = np.maximum.accumulate(self._ends)
+
+    def at(self, start: int, size: int) -> list[str]:
+        """The views with any of the bytes (offset, size), perhaps more than once."""
+        # Of places that begin before the end of these bytes, those that come first may end before
+        # them; where one does not, what is between it and them is looked at.
+        first = np.searchsorted(self._reached, start, "right")
+        last = np.searchsorted(self._starts, start + size, "left")
+        some = slice(int(first), int(last))
+        found = self._views[some][self._ends[some] > start]
+        return [self._names[number] for number in found.tolist()]
+
+
+def _tensors_at(
+    viewed: _Viewed, segment: SegmentChunks, harmed: Iterable[tuple[int, int]]
+) -> Collection[str | None]:
+    """The tensors that the bytes (offset, length) of a segment belong to; None if to none."""
+    # A dict keeps the order in which they are found.
+    names: dict[str | None, None] = {}
+    if segment.tensor is not None and not segment.hidden:
+        names[segment.tensor.name] = None
+    names |= dict.fromkeys(name for start, size in harmed for name in viewed.at(start, size))
     return names or [None]
 
 

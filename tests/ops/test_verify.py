@@ -19,7 +19,7 @@ from mstore.errors import CorruptDataError, MstoreError, StorageError
 from mstore.ids import Kind, identify
 from mstore.index import ROW_SIZE, Index, assemble
 from mstore.ingest import FileToStore
-from mstore.layout import Strided, Tensor, View, cover
+from mstore.layout import Strided, Tensor, View, cover, extents
 from mstore.objects import Commit, FileEntry, Manifest, SegmentChunks, Snapshot
 from mstore.ops import gc
 from mstore.ops.commit import Content, Description, Target, record
@@ -349,6 +349,43 @@ def test_damage_is_told_by_the_views_it_harms():
         assert {damage.tensor for damage in report.damages} == harmed
         assert report.tensors == 3
         broken.flip(pack_key(place.pack), place.offset + place.record_size - 1)
+
+
+def test_views_that_lie_across_each_other_are_told_whatever_their_order(monkeypatch):
+    rng = np.random.default_rng(0)
+    raw = rng.bytes(64 * CHUNK)
+    views, holds = [], []
+    for number in range(200):
+        # Here and there a long one, so that those before and after it lie inside of it.
+        count = int(rng.integers(1, 4000 if number % 20 == 0 else 200))
+        start = int(rng.integers(0, len(raw) - 4 * count))
+        views.append(View(Tensor(f"v{number}", F32, (count,)), Strided(start, (4,))))
+        holds.append((start, start + 4 * count))
+    storage = (0, Tensor("storage", F32, (len(raw) // 4,)))
+    layout = cover("test", len(raw), [storage], hidden=["storage"], views=views)
+    broken = Broken()
+    source = BufferSource([memoryview(raw)])
+    db = Database.create(broken, "Ada")
+    commit(db, "main", [FileToStore("f", source, layout)])
+    asked = []
+    monkeypatch.setattr(
+        "mstore.ops.contents.extents", lambda view: asked.append(view) or extents(view)
+    )
+    harmed: set[str] = set()
+    for number in range(0, 64, 5):
+        place = chunk_at(db, branch(db), "f", number)
+        broken.flip(pack_key(place.pack), place.offset + place.record_size - 1)
+        chunk = number * CHUNK
+        harmed |= {
+            f"v{view}"
+            for view, (start, end) in enumerate(holds)
+            if start < chunk + CHUNK and chunk < end
+        }
+        asked.clear()
+        report = verify(db, quick=False)
+        assert {damage.tensor for damage in report.damages} == harmed
+        # However many chunks are damaged, each view is looked at once.
+        assert len(asked) == len(views)
 
 
 def test_damage_shared_by_many_versions_is_one_entry():
