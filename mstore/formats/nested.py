@@ -21,6 +21,7 @@ from mstore.formats.base import (
     quote,
 )
 from mstore.formats.deflated import InflatedHead
+from mstore.formats.npy import Headers
 from mstore.formats.npz import SUFFIX, member_findings, read_member
 from mstore.formats.shifting import Contents, cover_all, shifted
 from mstore.layout import ByteReader, Layout
@@ -98,10 +99,11 @@ class ZipFormat(Format):
         """The layout, and which members are not understood."""
         walk = self._walk(reader)
         notes: list[str] = []
+        headers = Headers()
 
         def parts() -> Iterator[Contents]:
             for one in walk.files():
-                contents, note = _describe(one)
+                contents, note = _describe(one, headers)
                 if note:
                     notes.append(f"{quote(one.path)} {note}")
                 yield contents
@@ -121,11 +123,12 @@ class ZipFormat(Format):
         Raises the error of a member that cannot be judged, if none is known to be dangerous.
         """
         walk = self._walk(reader)
+        headers = Headers()
         found: list[Finding] = []
         unjudged: FormatError | LimitExceededError | None = None
         for one in walk.files():
             try:
-                found += _findings(one)
+                found += _findings(one, headers)
             except (FormatError, LimitExceededError) as error:
                 unjudged = type(error)(f"in its member {quote(one.path)}, {error.message}")
         if unjudged is not None and all(one.danger != "dangerous" for one in found):
@@ -236,7 +239,7 @@ class _Walk:
             raise LimitExceededError(f"it has more than {MAX_MEMBERS} members")
 
 
-def _describe(one: _Entry) -> tuple[Contents, str | None]:
+def _describe(one: _Entry, headers: Headers) -> tuple[Contents, str | None]:
     """The tensors of a file, by their places in the outermost archive, and what to tell of it."""
     if isinstance(one, _Compressed):
         return Contents(), f"looks like {one.format.name} but is compressed"
@@ -244,7 +247,7 @@ def _describe(one: _Entry) -> tuple[Contents, str | None]:
         if isinstance(one, _Found):
             layout, note = one.format.examine(one.window)
             return shifted(layout, one.offset, one.path), note and f"has {note}"
-        found = read_member(one.archive, one.member, one.path)
+        found = read_member(one.archive, one.member, one.path, headers)
     except (FormatError, LimitExceededError, UnsafeInputError) as error:
         kind = one.format.name if isinstance(one, _Found) else "npy"
         return Contents(), f"looks like {kind} but {error.message}"
@@ -255,7 +258,7 @@ def _describe(one: _Entry) -> tuple[Contents, str | None]:
     return shifted(part, one.offset, ""), None
 
 
-def _findings(one: _Entry) -> list[Finding]:
+def _findings(one: _Entry, headers: Headers) -> list[Finding]:
     """What loading a file would do, by its place in the archive. Raises as `Format.findings`."""
     try:
         if isinstance(one, _Compressed):
@@ -263,7 +266,7 @@ def _findings(one: _Entry) -> list[Finding]:
         elif isinstance(one, _Found):
             found = one.format.findings(one.window)
         else:
-            found = member_findings(one.archive, one.member)
+            found = member_findings(one.archive, one.member, headers)
     except UnsafeInputError as error:
         found = [Finding("dangerous", error.message)]
     return [

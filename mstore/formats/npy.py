@@ -33,11 +33,28 @@ MAGIC = b"\x93NUMPY"
 MAX_HEADER = 10_000
 """Most bytes of a header; numpy reads no longer ones either unless told to."""
 
+MAX_HEADERS = 14_000_000
+"""Most bytes of all headers in one archive together, a field of a record counted as `_FIELD`."""
+
 PICKLED = "holds a pickle, which reading it with allow_pickle runs"
 """What there is to say of an array of Python objects."""
 
 _BYTES = BY_NAME["u8"]
 _WHAT = "its array"
+_FIELD = 100  # bytes of a header that take about as long to read as a tensor takes to be made
+
+
+class Headers:
+    """How many bytes of headers may still be read of one file, which may hold many arrays."""
+
+    def __init__(self) -> None:
+        self._left = MAX_HEADERS
+
+    def charge(self, size: int) -> None:
+        """Raise LimitExceededError when there are no `size` bytes left."""
+        self._left -= size
+        if self._left < 0:
+            raise LimitExceededError(f"its arrays have more than {MAX_HEADERS} bytes of headers")
 
 
 class NpyFormat(Format):
@@ -59,7 +76,7 @@ class NpyFormat(Format):
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and why the array is opaque if it is."""
-        found = read_array(reader, "")
+        found = read_array(reader, "", Headers())
         if isinstance(found, str):
             layout = Layout(self.name, reader.size, opaque(reader.size).segments)
             return layout, f"opaque bytes for its array, which {found}" if found else None
@@ -69,7 +86,7 @@ class NpyFormat(Format):
     def findings(self, reader: ByteReader) -> list[Finding]:
         """An array of Python objects, which is a pickle, and what that does."""
         try:
-            read_array(reader, "")
+            read_array(reader, "", Headers())
         except UnsafeInputError:
             return object_findings(reader)
         return []
@@ -90,13 +107,16 @@ def object_findings(reader: ByteReader) -> list[Finding]:
         raise type(error)(f"in the pickle of its objects, {error.message}") from None
 
 
-def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor | Records] | str:
+def read_array(
+    reader: ByteReader, name: str, headers: Headers
+) -> tuple[int, Tensor | Records] | str:
     """Where the array of an npy file starts and what it is, called `name`.
 
     If its type is no `DType`, a text instead: what is so about it, or nothing if it is text or
     dates, which are no numbers. Raises as `Format.layout` does.
     """
     text, start = _read_header(reader)
+    headers.charge(len(text))
     header = parse_literal(text)
     if not isinstance(header, dict) or header.keys() != {"descr", "fortran_order", "shape"}:
         raise FormatError("its header needs exactly descr, fortran_order and shape")
@@ -112,6 +132,8 @@ def read_array(reader: ByteReader, name: str) -> tuple[int, Tensor | Records] | 
     if needed > reader.size - start:
         raise FormatError(f"{_WHAT} needs {needed} bytes, but {reader.size - start} are there")
     array = _array(descr, name, shape, "F" if fortran and len(shape) > 1 else "C", size)
+    if isinstance(array, Records):
+        headers.charge(_FIELD * len(array.fields))
     return array if isinstance(array, str) else (start, array)
 
 

@@ -13,7 +13,7 @@ from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
 from mstore.formats.base import BytesReader, Finding, Format, WindowReader, quote
 from mstore.formats.deflated import InflatedHead, inflate, recoded
-from mstore.formats.npy import contents, object_findings, read_array
+from mstore.formats.npy import Headers, contents, object_findings, read_array
 from mstore.formats.records import Records
 from mstore.formats.shifting import Contents, cover_all
 from mstore.layout import ByteReader, Layout, View
@@ -42,7 +42,7 @@ class NpzFormat(Format):
         if first.endswith(SUFFIX):
             return True
         try:
-            return any(_arrays(reader))
+            return any(_members(reader))
         except (FormatError, LimitExceededError):
             return False
 
@@ -52,24 +52,32 @@ class NpzFormat(Format):
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and which arrays are none that have an element type."""
-        names = ((member, member.name.removesuffix(SUFFIX)) for member in _arrays(reader))
-        found = ((member.name, read_member(reader, member, name)) for member, name in names)
-        return cover_arrays(self.name, reader.size, found)
+        return cover_arrays(self.name, reader.size, read_arrays(reader, Headers()))
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """Arrays of Python objects, which are pickles, and what those do."""
+        headers = Headers()
         return [
             replace(finding, where="/".join(filter(None, (member.name, finding.where))))
-            for member in _arrays(reader)
-            for finding in member_findings(reader, member)
+            for member in _members(reader)
+            for finding in member_findings(reader, member, headers)
         ]
 
 
-def _arrays(reader: ByteReader) -> Iterator[zipdir.Member]:
+def _members(reader: ByteReader) -> Iterator[zipdir.Member]:
     return (m for m in zipdir.read_members(reader) if m.name.endswith(SUFFIX))
 
 
-def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Contents | str:
+def read_arrays(reader: ByteReader, headers: Headers) -> Iterator[tuple[str, Contents | str]]:
+    """What `read_member` says of each array of an npz file, with the member's name."""
+    for member in _members(reader):
+        name = member.name.removesuffix(SUFFIX)
+        yield member.name, read_member(reader, member, name, headers)
+
+
+def read_member(
+    reader: ByteReader, member: zipdir.Member, name: str, headers: Headers
+) -> Contents | str:
     """The array in a member that is an npy file, called `name`.
 
     A text instead when it stays opaque: why it does, or nothing where it holds text or dates.
@@ -77,9 +85,9 @@ def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Content
     """
     try:
         if member.method == zipdir.STORED:
-            found = read_array(WindowReader(reader, member.data, member.size), name)
+            found = read_array(WindowReader(reader, member.data, member.size), name, headers)
         else:
-            found = read_array(InflatedHead(reader, member), name)
+            found = read_array(InflatedHead(reader, member), name, headers)
     except UnsafeInputError:
         # Python objects beside plain arrays are usual in npz files. Not describing them as
         # anything is as safe as refusing, and keeps the other arrays readable.
@@ -99,9 +107,9 @@ def read_member(reader: ByteReader, member: zipdir.Member, name: str) -> Content
     return Contents(views=(View(array, recoded(member, start)),))
 
 
-def member_findings(reader: ByteReader, member: zipdir.Member) -> list[Finding]:
+def member_findings(reader: ByteReader, member: zipdir.Member, headers: Headers) -> list[Finding]:
     """What loading the npy file in a member would do. Raises as `read_member` does."""
-    if read_member(reader, member, "") != OBJECTS:
+    if read_member(reader, member, "", headers) != OBJECTS:
         return []
     if member.method == zipdir.STORED:
         return object_findings(WindowReader(reader, member.data, member.size))

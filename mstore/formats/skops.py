@@ -21,7 +21,8 @@ from mstore.formats import zipdir
 from mstore.formats.base import Danger, Finding, Format, WindowReader, quote, read_exactly
 from mstore.formats.deflated import InflatedHead, inflate
 from mstore.formats.naming import MAX_NAMES
-from mstore.formats.npz import SUFFIX, NpzFormat, cover_arrays, read_member
+from mstore.formats.npy import Headers
+from mstore.formats.npz import SUFFIX, cover_arrays, read_arrays, read_member
 from mstore.formats.pickle_policy import judge
 from mstore.formats.shifting import Contents, shifted
 from mstore.layout import ByteReader, Layout
@@ -38,7 +39,6 @@ MAX_NAME = 4096
 
 _SCHEMA = "schema.json"
 _SPARSE = ".npz"
-_NPZ = NpzFormat()
 
 
 class SkopsFormat(Format):
@@ -97,19 +97,23 @@ def _arrays(
 ) -> Iterator[tuple[str, Contents | str]]:
     """The arrays and sparse matrices, each with a name for messages."""
     names = _names(reader, members)
+    headers = Headers()
     for member in members.values():
-        if member.name.endswith((SUFFIX, _SPARSE)):
-            name = names.get(member.name, member.name)
-            yield name or member.name, _contents(reader, member, name)
+        name = names.get(member.name, member.name)
+        if member.name.endswith(SUFFIX):
+            yield name or member.name, read_member(reader, member, name, headers)
+        elif member.name.endswith(_SPARSE):
+            yield name or member.name, _read_sparse(reader, member, name, headers)
 
 
-def _contents(reader: ByteReader, member: zipdir.Member, name: str) -> Contents | str:
-    """The array or the sparse matrix in a member; or why it stays opaque, as `read_member` says."""
-    if member.name.endswith(SUFFIX):
-        return read_member(reader, member, name)
+def _read_sparse(
+    reader: ByteReader, member: zipdir.Member, name: str, headers: Headers
+) -> Contents | str:
+    """The sparse matrix in a member, or why it stays opaque."""
     if member.method != zipdir.STORED:
         return "is compressed twice"
-    layout = _NPZ.layout(WindowReader(reader, member.data, member.size))
+    window = WindowReader(reader, member.data, member.size)
+    layout, _ = cover_arrays("npz", member.size, read_arrays(window, headers))
     return shifted(layout, member.data, name)
 
 

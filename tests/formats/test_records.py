@@ -1,6 +1,7 @@
 """Arrays of records in npy and npz files: each field a tensor, as numpy has it."""
 
 import io
+import json
 import struct
 import zipfile
 
@@ -14,8 +15,9 @@ from hypothesis.extra import numpy as hnp
 from mstore.dtypes import BY_NAME
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats import naming, zipdir
+from mstore.formats import npy as npy_module
 from mstore.formats.base import BytesReader
-from mstore.formats.detect import describe
+from mstore.formats.detect import describe, find_format
 from mstore.formats.npy import NpyFormat
 from mstore.formats.npz import NpzFormat
 from mstore.formats.records import RecordField, Records
@@ -146,6 +148,38 @@ def test_too_many_are_not_even_read(monkeypatch):
     with pytest.raises(LimitExceededError, match="more than 20 tensors"):
         NpzFormat().layout(reader)
     assert reader.reads < directory.reads + 50
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_headers_of_many_arrays_are_too_much(save, monkeypatch):
+    """Each of a few hundred bytes in the file, and of ten thousand when it is inflated."""
+    wide = np.zeros(1, [(f"{number:03}", "u1") for number in range(500)])
+    data = npz(save, **{str(number): wide for number in range(4)})
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as made:
+        made.writestr("model.safetensors", bytes([2, *bytes(7)]) + b"{}")
+        for number in range(4):
+            made.writestr(f"{number}.npy", saved(wide), zipfile.ZIP_DEFLATED)
+    schema = {"__class__": "dict", "__module__": "builtins", "__loader__": "DictNode"}
+    sparse = io.BytesIO()
+    with zipfile.ZipFile(sparse, "w") as made:
+        made.writestr("schema.json", json.dumps(schema))
+        for number in range(2):
+            made.writestr(f"{number}.npz", npz(save, **{str(name): wide for name in range(2)}))
+    files = {"npz": data, "zip": inner.getvalue(), "skops": sparse.getvalue()}
+    assert [describe(BytesReader(one))[0].format for one in files.values()] == list(files)
+    monkeypatch.setattr(npy_module, "MAX_HEADERS", 3 * 8600)
+    for one in files.values():
+        with pytest.raises(LimitExceededError, match="bytes of headers"):
+            raise_for(one)
+
+
+def raise_for(data):
+    """Describe and judge a file, but do not catch what that raises."""
+    reader = BytesReader(data)
+    known = find_format(reader)
+    known.findings(reader)
+    known.layout(reader)
 
 
 def test_a_field_of_an_unknown_type_is_told():
