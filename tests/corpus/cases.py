@@ -50,6 +50,20 @@ def native(array: Array) -> Array:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def with_fields(arrays: Arrays) -> Arrays:
+    """The same, but of records their fields, and of bytes without a type unsigned numbers."""
+    found: Arrays = {}
+    for name, array in arrays.items():
+        if array.dtype.names:
+            inner = {f"{name}.{one}" if name else one: array[one] for one in array.dtype.names}
+            found |= with_fields(inner)
+        elif array.dtype.kind == "V" and array.dtype.itemsize in (1, 2, 4, 8):
+            found[name] = array.view(f"u{array.dtype.itemsize}")
+        else:
+            found[name] = array
+    return found
+
+
 def flat(value: object, unpack: Callable[[object], object] = lambda one: one) -> Arrays:
     """Every array in nested containers and objects, by its keys and attributes joined with dots.
 

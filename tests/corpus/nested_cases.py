@@ -10,12 +10,7 @@ import joblib_cases
 import numpy as np
 import safetensors.numpy
 import skops.io
-from cases import Arrays, Case, flat, numbers
-
-TOLD = {
-    "forest": "'estimators_.0.tree_.nodes' holds records",
-    "neighbours": "'_tree.2' holds records",
-}
+from cases import Arrays, Case, flat, numbers, with_fields
 
 
 def write(folder: Path) -> Iterator[Case]:
@@ -23,7 +18,7 @@ def write(folder: Path) -> Iterator[Case]:
     for name, estimator in joblib_cases.fitted().items():
         path = folder / f"{name}.skops"
         skops.io.dump(estimator, path)
-        yield Case(path.name, "skops", partial(load_skops, path), TOLD.get(name, ""))
+        yield Case(path.name, "skops", partial(load_skops, path))
     arrays = {"w": numbers(4, 5), "b": numbers(5)}
     npz = io.BytesIO()
     np.savez(npz, **arrays)
@@ -55,11 +50,12 @@ def load_skops(path: Path) -> Arrays:
 
     value = skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))
     # Trees are written as what their `__reduce__` gives, random numbers as their state alone.
-    return {
+    found = {
         name.replace("tree_.1", "tree_.__reduce__.args.1"): array
         for name, array in flat(value, once).items()
         if not name.startswith("_random_state.0.")
     }
+    return with_fields(found)
 
 
 def load_bundle(arrays: Arrays) -> Arrays:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from cases import Array, Arrays, Case, numbers
+from cases import Array, Arrays, Case, numbers, with_fields
 from numpy.lib import format as npy
 
 TYPES = ["?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8", "c16"]
-OPAQUE = {
+OTHERS = {
     "text": np.array(["ab", "c"]),
     "bytes": np.array([b"ab", b"c"]),
     "dates": np.array(["2024-02-29", "NaT"], "M8[D]"),
@@ -21,10 +21,8 @@ OPAQUE = {
     "bfloat16": np.arange(4).astype(ml_dtypes.bfloat16),  # which numpy saves as "|V2"
 }
 TOLD = {
-    "opaque_records": "holds records",
-    "opaque_long": "elements of type '<f16'",
-    "opaque_bfloat16": "elements of type '<V2'",
-    "with_opaque": "opaque bytes for 3 of 4 arrays: ",
+    "other_long": "elements of type '<f16'",
+    "with_others": "opaque bytes for 1 of 4 arrays: 'long.npy'",
     "objects_beside": "'objects.npy' holds Python objects",
 }
 
@@ -38,7 +36,7 @@ def write(folder: Path) -> Iterator[Case]:
 def load_one(path: Path) -> Arrays:
     """The array of an npy file, which has no name."""
     with path.open("rb") as file:  # so that only the first of several is read
-        return {"": npy.read_array(file, allow_pickle=False)}
+        return with_fields({"": npy.read_array(file, allow_pickle=False)})
 
 
 def load_all(path: Path) -> Arrays:
@@ -48,7 +46,7 @@ def load_all(path: Path) -> Arrays:
         for name in archive.files:
             if name != "objects":
                 found[name] = archive[name]
-    return found
+    return with_fields(found)
 
 
 def singles(folder: Path) -> Iterator[Case]:
@@ -65,7 +63,7 @@ def singles(folder: Path) -> Iterator[Case]:
         "ones": np.ones((1, 1, 1, 1), np.float16),
         "many_axes": np.zeros((1,) * 32, np.uint8),
         "part": numbers(8, 9)[::2, 1:7:3],
-        **{f"opaque_{name}": array for name, array in OPAQUE.items()},
+        **{f"other_{name}": array for name, array in OTHERS.items()},
     }
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
@@ -106,8 +104,8 @@ def archives(folder: Path) -> Iterator[Case]:
         "deflated_large": (np.savez_compressed, large),
         "every_type": (np.savez, every),
         "deflated_every_type": (np.savez_compressed, every),
-        "with_opaque": (np.savez, {"w": numbers(3), **OPAQUE}),
-        "nothing_but_text": (np.savez_compressed, {"text": OPAQUE["text"]}),
+        "with_others": (np.savez, {"w": numbers(3), **OTHERS}),
+        "nothing_but_text": (np.savez_compressed, {"text": OTHERS["text"]}),
     }
     for name, (save, values) in made.items():
         path = folder / f"{name}.npz"
