@@ -280,8 +280,9 @@ def _decode_name(entry: _Entry) -> str:
         name = entry.raw_name.decode("utf-8" if entry.flags & _UTF8 else "cp437")
     except UnicodeDecodeError:
         raise FormatError("a member's name is not UTF-8") from None
-    parts = name.removesuffix("/").split("/")
-    if any(part in ("", ".", "..") for part in parts) or any(mark in name for mark in "\0\\"):
+    # Two slashes in a row lead nowhere else, and are usual in names of parameters: "linear//w".
+    leads_out = not name or name.startswith("/") or {".", ".."} & {*name.split("/")}
+    if leads_out or any(mark in name for mark in "\0\\"):
         raise FormatError(f"its member {quote(name)} has an unsafe name")
     return name
 
