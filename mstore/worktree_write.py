@@ -1,6 +1,6 @@
 """Bringing versions back into a working directory. What records new ones is in `worktree`."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -65,7 +65,7 @@ class WorktreeWriter(WorktreeReader):
         after = self.db.snapshot(self.db.commit(commit).snapshot)
         planner = self._planner(head)
         plan = planner.go_to(after, force=force)
-        directory = self._prepare(planner, plan, force)
+        directory = self._prepare(planner, plan, after.files, force)
         unfinished = self._state.unfinished()
         if plan.write or plan.remove:
             self._state.begin_checkout(commit)
@@ -101,7 +101,7 @@ class WorktreeWriter(WorktreeReader):
                 raise NotFoundError(f"there is no {path!r} in that version")
         planner = self._planner(self._current_head())
         plan = planner.bring_back({path: snapshot.files[path] for path in wanted})
-        directory = self._prepare(planner, plan, force)
+        directory = self._prepare(planner, plan, wanted, force)
         self._carry_out(plan, directory, threads, progress)
         self._cache.save()
         return tuple(plan.write)
@@ -110,11 +110,17 @@ class WorktreeWriter(WorktreeReader):
         versions = [self._snapshot(one) for one in (head.commit, *self._state.all_unfinished())]
         return Planner(self._scan(), versions, self._is)
 
-    def _prepare(self, planner: Planner, plan: Plan, force: bool) -> Directory:
-        """Make sure, before anything is written, that the plan can be carried out."""
+    def _prepare(
+        self, planner: Planner, plan: Plan, paths: Iterable[str], force: bool
+    ) -> Directory:
+        """Make sure, before anything is written, that the plan can be carried out.
+
+        It is for `paths` to hold what a version has there.
+        """
         if not force:
             plan.refuse_to_lose()
         directory = Directory(self.directory, plan.remove, self.files)
+        directory.refuse_names_for_one(paths)
         planner.look(
             plan, directory, lambda path, entry: holds(self.db, self.directory / path, entry)
         )

@@ -177,6 +177,7 @@ def write_out(
     """
     wanted = {p: e for p, e in snapshot.files.items() if paths is None or p in paths}
     target = Directory(directory)
+    target.refuse_names_for_one(wanted)
     there = {path for path in wanted if target.look(path) is not None}
     write = wanted
     if not force:

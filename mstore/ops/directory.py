@@ -6,8 +6,9 @@ link, outside the directory, or into `.git` and `.mstore`. What is not ours to r
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from unicodedata import normalize
 
 from mstore.checks import is_reserved
 from mstore.errors import ConflictError, UnsafeInputError
@@ -55,6 +56,31 @@ class Directory:
                     hint=_AWAY,
                 )
         return None
+
+    def refuse_names_for_one(self, paths: Iterable[str]) -> None:
+        """Raise UnsafeInputError if two of the paths would be one file here.
+
+        That is when they differ in case only, or in how accents are written, and this file system
+        makes no difference. The file of one would take the place of the other unseen.
+        """
+        seen: dict[str, str] = {}
+        for path in paths:
+            key = path if path.isascii() else normalize("NFC", path)
+            other = seen.setdefault(key.casefold(), path)
+            if other != path and self._folds_case():
+                raise UnsafeInputError(
+                    f"{other} and {path} would be one file on this file system",
+                    hint="check out one of them by name, or all onto another file system",
+                )
+
+    def _folds_case(self) -> bool:
+        """Whether names that differ in case only are one name here."""
+        folder = next(one for one in (self.root, *self.root.parents) if one.is_dir())
+        file = self.files.create_temporary(folder)
+        try:
+            return os.path.lexists(file.path.with_name(file.path.name.upper()))
+        finally:
+            self.files.discard(file)
 
     def prepare(self, path: str) -> Path:
         """Make way for the file `path`: its folders made, nothing there but a file or a link.

@@ -4,6 +4,7 @@ Left out: whatever is called `.mstore` or `.git`, temporaries of a checkout, and
 in `.mstoreignore` name (those of git's ignore files).
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -83,6 +84,9 @@ class Scan:
                 self.warnings.append(f"{path} is a link to nothing; passed over")
             return
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                self.warnings.append(f"{path} is a link to itself; passed over")
+                return
             raise StorageError(f"cannot read {path}: {error.strerror}") from error
         if stat.S_ISREG(info.st_mode):
             if len(path_bytes(path)) > MAX_PATH_BYTES:

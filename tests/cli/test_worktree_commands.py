@@ -74,6 +74,9 @@ def test_status_tells_what_was_passed_over(first: str, mstore: Any) -> None:
     assert mstore.ok("status").err == "warning: link is a link to nothing; passed over\n"
     assert mstore.ok("-q", "status").err == ""
     assert mstore.json("status")["warnings"] == ["link is a link to nothing; passed over"]
+    Path("link").unlink()
+    Path("link").symlink_to("link")
+    assert mstore.ok("status").err == "warning: link is a link to itself; passed over\n"
 
 
 def test_commit_tells_what_it_stored(work: Path, mstore: Any) -> None:

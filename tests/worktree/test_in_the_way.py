@@ -11,6 +11,7 @@ from mstore.errors import ConflictError, InvalidInputError, UnsafeInputError
 from mstore.objects import FileEntry, Snapshot
 from mstore.ops.checkout import write_out
 from mstore.ops.commit import Content, Target, record
+from mstore.ops.directory import Directory
 from mstore.ops.scan import Scan
 from mstore.worktree import Worktree
 
@@ -292,3 +293,39 @@ def test_many_small_files_are_written_in_groups(tree: Tree, tmp_path: Path) -> N
     other = Worktree(tmp_path / "out", tree.tree.db)
     assert {file.path for file in Scan(other.directory).files()} == content.keys()
     assert all((other.directory / path).read_text() == text for path, text in content.items())
+
+
+# Names that some file systems take for one
+
+NAMES = [("Model.bin", "model.BIN"), ("caf\u00e9/x", "cafe\u0301/x"), ("straße", "STRASSE")]
+
+
+@pytest.mark.parametrize(("one", "other"), NAMES)
+def test_names_that_would_be_one_file(
+    tree: Tree, one: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = tree.version(**{one.replace("/", "__"): "1", other.replace("/", "__"): "2"})
+    tree.version(neither="3")
+    write_out(tree.tree.db, both.snapshot, tmp_path / "apart")
+    assert (tmp_path / "apart" / one).read_text() == "1"
+    assert (tmp_path / "apart" / other).read_text() == "2"
+    monkeypatch.setattr(Directory, "_folds_case", lambda _: True)
+    refused(tree, both.id, match="would be one file on this file system")
+    refused(tree, both.id, force=True, match="would be one file on this file system")
+    with pytest.raises(UnsafeInputError, match="would be one file"):
+        write_out(tree.tree.db, both.snapshot, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    write_out(tree.tree.db, both.snapshot, tmp_path / "out", paths=[one])
+    assert (tmp_path / "out" / one).read_text() == "1"
+
+
+def test_where_case_makes_no_difference_a_look_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as this can be seen where it does make one."""
+    assert not Directory(tmp_path / "not" / "there")._folds_case()
+    asked = []
+    monkeypatch.setattr(os.path, "lexists", lambda path: asked.append(path) or True)
+    assert Directory(tmp_path / "not" / "there")._folds_case()
+    assert [path.name.isupper() for path in asked] == [True]
+    assert not list(tmp_path.iterdir())
