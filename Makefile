@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TEST_READY := .venv/.test-ready
 FUZZ_READY := .venv/.fuzz-ready
 MODEL := .venv/demo/model
 BENCH_VENV := .venv/bench/venv
@@ -26,7 +27,7 @@ setup: $(READY) ## make .venv with mstore and the development tools in it
 demo: $(READY) $(MODEL) ## see mstore work on a real model (the first time: downloads 84 MB)
 	@$(BIN)/python tests/demo.py --model $(MODEL)
 
-test: $(READY) ## run the tests, less the slow ones
+test: $(TEST_READY) ## run the tests, less the slow ones
 	@$(PYTEST) -m 'not slow'
 
 test-slow: $(FUZZ_READY) ## run the slow tests: long matrices, fuzzing
@@ -45,7 +46,7 @@ docs: $(READY) ## write the generated pages of docs/ anew
 docs-check: $(READY) ## check that the generated pages are up to date
 	@$(BIN)/python tests/docs/generate.py --check
 
-bench: $(READY) $(MODEL) ## measure sizes, speed and memory (some minutes, 15 GB of disk)
+bench: $(TEST_READY) $(MODEL) ## measure sizes, speed and memory (some minutes, 15 GB of disk)
 	@$(BIN)/python tests/benchmarks/run.py --model $(MODEL) $(BENCH)
 
 bench-families: $(BENCH_READY) $(MODEL) ## train models, compare with the peers, write docs/benchmarks.md
@@ -60,7 +61,12 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install -qq --editable '.[dev]'
 	@touch $@
 
-$(FUZZ_READY): $(READY)
+$(TEST_READY): $(READY)
+	@echo 'adding to .venv the libraries whose files the tests read (PyTorch, Keras, …)'
+	@$(BIN)/python -m pip install -qq --editable '.[test]'
+	@touch $@
+
+$(FUZZ_READY): $(TEST_READY)
 	@$(BIN)/python -m pip install -qq --editable '.[fuzz]'
 	@touch $@
 
