@@ -70,7 +70,7 @@ COMPANIONS: list[Companion] = [
     LaterCompanion("tensorflow-data", "tensorbundle", "TensorBundleCompanion", _is_data_file),
     LaterCompanion("onnx-data", "onnx", "OnnxDataCompanion", _is_beside_model),
 ]
-"""Every known format whose data files are described by others; asked before `FORMATS`."""
+"""Every known format whose data files are described by others."""
 
 _MAX_REASON = 300
 
@@ -85,17 +85,23 @@ def load_all() -> None:
 def describe(reader: ByteReader, beside: Beside | None = None) -> tuple[Layout, str | None]:
     """The layout of a file, and a warning for the user or None.
 
-    `beside` is the folder that the file lies in, if it lies in one.
+    `beside` is the folder that the file lies in, if it lies in one. What other files there say of
+    it counts only where it does not itself say what tensors it has: any model may refer to it.
 
     A file that no parser knows is one opaque segment. So is one that its parser rejects, with a
     warning that says why: storing bytes harms nobody. There is a warning, too, where only some of
     its tensors could not be understood. Raises only what reading itself raises (StorageError,
     ConflictError), never anything because of the content.
     """
-    if beside is not None:
+    layout, warning = _describe_alone(reader)
+    if beside is not None and not _has_tensors(layout):
         for companion in COMPANIONS:
             if (described := companion.examine(reader, beside)) is not None:
                 return described
+    return layout, warning
+
+
+def _describe_alone(reader: ByteReader) -> tuple[Layout, str | None]:
     found = find_format(reader)
     if found is None:
         return opaque(reader.size), None
@@ -105,6 +111,10 @@ def describe(reader: ByteReader, beside: Beside | None = None) -> tuple[Layout, 
     except (FormatError, LimitExceededError, UnsafeInputError) as error:
         reason = error.message[:_MAX_REASON]  # names inside it may be of any length
         return opaque(reader.size), f"looks like {found.name} but {reason}; stored as opaque bytes"
+
+
+def _has_tensors(layout: Layout) -> bool:
+    return bool(layout.views) or any(segment.tensor is not None for segment in layout.segments)
 
 
 def find_format(reader: ByteReader) -> Format | None:

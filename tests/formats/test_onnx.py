@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -295,6 +296,18 @@ def test_places_in_other_files():
     assert beside([external("W.BIN")])[0] == opaque(24)
     layout, _ = beside([external(), external(name="v")])  # the same bytes: a tensor, and a view
     assert [view.tensor.name for view in layout.views] == ["v"]
+
+
+def test_a_file_that_says_itself_what_it_holds_is_believed():
+    """Whatever a model beside it makes of its bytes."""
+    good = safetensors.numpy.save({"real": np.arange(6.0)})
+    files = {"m.onnx": model([external("w.st"), external("raw")]).SerializeToString(), "w.st": good}
+    layout, note = describe(BytesReader(good), Files(files, "w.st"))
+    assert (layout.format, note) == ("safetensors", None)
+    assert [one.tensor.name for one in layout.segments if one.tensor] == ["real"]
+    looks_like_it = good[:-1]  # but is no such file, as data may do by chance
+    files["raw"] = looks_like_it
+    assert describe(BytesReader(looks_like_it), Files(files, "raw"))[0].format == "onnx-data"
 
 
 def test_data_in_another_folder_stays_opaque():
