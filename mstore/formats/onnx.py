@@ -1,8 +1,9 @@
 """ONNX: a model as one message of Protocol Buffers, with its data inside or in files beside it.
 
-`raw_data` and packed floats are segments; integers that are coded as varints stay opaque. What
-`mstore.formats.onnx_model` finds is judged here. The files that hold external data are described
-by the models in the same folder, whose locations are compared with names and never opened.
+`raw_data` and packed floats are segments, floats that are fields of their own are views; integers
+that are coded as varints stay opaque. What `mstore.formats.onnx_model` finds is judged here. The
+files that hold external data are described by the models in the same folder, whose locations are
+compared with names and never opened.
 """
 
 import re
@@ -17,7 +18,9 @@ from mstore.formats.companion import Companion, Placed
 from mstore.formats.onnx_model import Model, read_model
 from mstore.formats.onnx_tensor import External
 from mstore.formats.protobuf import BYTES, VARINT, Wire
-from mstore.layout import ByteReader, Layout, Tensor, cover
+from mstore.formats.records import RecordField, Records
+from mstore.formats.shifting import Contents, cover_all
+from mstore.layout import ByteReader, Layout, Tensor
 
 MAX_DESCRIBERS = 8
 """Most models of a folder that are asked what a file beside them holds."""
@@ -71,7 +74,7 @@ class OnnxFormat(Format):
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and how many tensors stay opaque and why."""
         model = read_model(reader)
-        tensors: list[tuple[int, Tensor]] = []
+        parts: list[Contents] = []
         why: Counter[str] = Counter()
         for one in model.tensors:
             if isinstance(one.place, External):
@@ -83,17 +86,25 @@ class OnnxFormat(Format):
                 if _beside(one.place) is None:
                     why["in another folder"] += 1
             elif one.tensor is not None:
-                tensors.append((one.place, one.tensor))
+                parts.append(_contents(one.place, one.tensor, one.tagged))
             if one.why:
                 why[one.why] += 1
         note = ", ".join(f"{number} {reason}" for reason, number in why.items())
-        layout = cover(self.name, reader.size, tensors)
+        layout = cover_all(self.name, reader.size, parts)
         return layout, f"opaque bytes for tensors: {note}" if note else None
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """Files that the model takes data from, and operators that may do anything."""
         model = read_model(reader)
         return [*_references(model), *_operators(model)]
+
+
+def _contents(place: int, tensor: Tensor, tagged: bool) -> Contents:
+    """A tensor of the file itself; a tag and an element are a record."""
+    if not tagged:
+        return Contents(((place, tensor),))
+    element = RecordField(tensor.name, tensor.dtype, 1)
+    return Records("", tensor.shape, "C", 1 + tensor.dtype.itemsize, (element,)).contents(place - 1)
 
 
 class OnnxDataCompanion(Companion):

@@ -3,9 +3,9 @@
     ModelProto      1 ir_version · 7 graph · 8 opset_import · 20 training_info · 25 functions
     GraphProto      1 node · 5 initializer (tensors) · 15 sparse_initializer
     NodeProto       2 output · 3 name · 4 op_type · 5 attribute · 7 domain
-    AttributeProto  1 name · 5 t (a tensor) · 6 g (a graph) · 10 tensors · 11 graphs ·
+    AttributeProto  1 name · 5 t (a tensor) · 6 g (a graph) · 7 floats · 10 tensors · 11 graphs ·
                     22 sparse_tensor · 23 sparse_tensors
-    FunctionProto   1 name · 7 node · 10 domain
+    FunctionProto   1 name · 7 node · 10 domain · 11 attribute (defaults)
     TrainingInfo    1 initialization and 2 algorithm: graphs
 
 An initializer is called by its own name, a tensor in an attribute by the node and the attribute
@@ -18,7 +18,7 @@ from itertools import count
 
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.naming import Names
-from mstore.formats.onnx_tensor import MAX_TEXT, Described, read_sparse, read_tensor
+from mstore.formats.onnx_tensor import MAX_TEXT, Described, Floats, read_sparse, read_tensor
 from mstore.formats.protobuf import MAX_DEPTH, Field, Wire
 from mstore.layout import ByteReader
 
@@ -98,6 +98,8 @@ class _Walk:
         for one in self._wire.inside(function, "a function"):
             if one.number == 7:
                 self._node(one, f"{name or number}/", next(nodes), 0)
+            elif one.number == 11:
+                self._attribute(one, str(name or number), 0)
 
     def _graph(self, graph: Field, path: str, depth: int) -> None:
         if depth > _MAX_GRAPHS:
@@ -138,12 +140,17 @@ class _Walk:
     def _attribute(self, attribute: Field, path: str, depth: int) -> None:
         name = ""
         inner: list[Field] = []
+        floats = Floats()
         for one in self._wire.inside(attribute, "an attribute"):
-            if one.number == 1:
+            if one.number == 7:
+                floats.add(one)
+            elif one.number == 1:
                 name = self._text(one)
             elif one.number in (5, 6, 10, 11, 22, 23):
                 _collect(inner, one)
         path = f"{path}/{name}"
+        if (numbers := floats.described(path)) is not None:
+            self._add(numbers, "")
         for index, one in enumerate(inner):
             # Of tensors, graphs and so on there may be several, of the others there is one.
             place = f"{path}/{index}" if one.number in (10, 11, 23) else path

@@ -6,7 +6,8 @@
     13 external_data {1 key, 2 value}: location, offset, length, checksum
 
 Packed numbers of `float_data` and `double_data` are the same bytes as `raw_data`. Those of the
-integers are varints, so such a tensor stays opaque. Elements of less than a byte are packed from
+integers are varints, so such a tensor stays opaque. Many numbers in an attribute, such as the
+thresholds of trees, are a tensor, too. Elements of less than a byte are packed from
 the low bits of each byte on. Source: `onnx.in.proto` and `docs/ExternalData.md` of ONNX.
 """
 
@@ -18,11 +19,14 @@ from math import prod
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, check_shape, quote
-from mstore.formats.protobuf import BYTES, Field, Wire
+from mstore.formats.protobuf import BYTES, FIXED32, Field, Wire
 from mstore.layout import Tensor
 
 MAX_TEXT = 1 << 16
 """Most bytes of a name, a location or another text."""
+
+MIN_FLOATS = 16
+"""Fewest numbers of an attribute that are a tensor; fewer are mostly settings."""
 
 _TYPES: dict[int, DType] = {
     number: BY_NAME[name]
@@ -37,6 +41,8 @@ _TYPES: dict[int, DType] = {
 # Types that are rows of bytes here: their bits, and what their own library calls them.
 _PACKED = {21: (4, "uint4"), 22: (4, "int4"), 25: (2, "uint2"), 26: (2, "int2")}
 _STRING = 8
+_FLOAT = BY_NAME["f32"]
+_APART = "with numbers apart from each other"
 _UNKNOWN = "of types that are not known"
 
 _FLOATS, _RAW, _DOUBLES = 4, 9, 10
@@ -61,12 +67,16 @@ class External:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """A tensor, or why it is none, and where its data lies: in the file itself, or in another."""
+    """A tensor, or why it is none, and where its data lies: in the file itself, or in another.
+
+    The elements of one that is `tagged` are fields of their own, each behind a tag of one byte.
+    """
 
     name: str
     place: int | External = 0
     tensor: Tensor | None = None
     why: str = ""
+    tagged: bool = False
 
     def renamed(self, name: str) -> "Described":
         """The same under another name."""
@@ -122,7 +132,7 @@ def _inside(name: str, fields: _Fields, tensor: Tensor, size: int) -> Described:
     elif fields.type not in _FLOAT_TYPES.get(number, ()):
         return Described(name, why="with numbers as varints")
     elif fields.several or data.wire != BYTES:
-        return Described(name, why="with numbers apart from each other")
+        return Described(name, why=_APART)
     if data.size != size:
         raise FormatError(f"{quote(name)} does not fill its {data.size} bytes")
     return Described(name, data.start, tensor)
@@ -200,6 +210,38 @@ def _read_external(name: str, entries: dict[str, str]) -> External:
         numbers.append(text if text is None else int(text))
     offset, length = numbers
     return External(entries["location"], offset or 0, length, entries.get("basepath", ""))
+
+
+@dataclass(slots=True)
+class Floats:
+    """The numbers of an attribute, which come one by one (in field 7), or packed into one field."""
+
+    _start: int = 0
+    _count: int = 0
+    _tagged: bool = False
+    _scattered: bool = False
+
+    def add(self, one: Field) -> None:
+        """Take a field of numbers. Raises FormatError if it is none."""
+        if one.wire != FIXED32 and (one.wire != BYTES or one.size % _FLOAT.itemsize):
+            raise FormatError("an attribute has malformed numbers")
+        if not self._count:
+            self._start, self._tagged = one.start, one.wire == FIXED32
+        else:
+            end = self._start + self._count * (_FLOAT.itemsize + 1)
+            next_one = self._tagged and one.wire == FIXED32 and one.start == end
+            self._scattered |= not next_one
+        self._count += one.size // _FLOAT.itemsize
+
+    def described(self, name: str) -> Described | None:
+        """The numbers as a tensor, if they are enough."""
+        if self._count < MIN_FLOATS:
+            return None
+        if self._scattered:
+            return Described(name, why=_APART)
+        return Described(
+            name, self._start, Tensor(name, _FLOAT, (self._count,)), tagged=self._tagged
+        )
 
 
 def read_sparse(wire: Wire, message: Field, name: str | None = None) -> Iterator[Described]:

@@ -30,6 +30,7 @@ from mstore.formats import onnx_model
 from mstore.formats.base import BytesReader, Finding
 from mstore.formats.detect import describe
 from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
+from mstore.formats.onnx_tensor import MIN_FLOATS
 from mstore.layout import Segment, Tensor, opaque
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.ops.commit import Description
@@ -118,6 +119,66 @@ def same(found, tensor):
         loaded.dtype,
         loaded.tobytes(),
     )
+
+
+def tree(count):
+    """A node with thresholds of `count` splits, as converters of trees write them."""
+    numbers = np.arange(count, dtype=np.float32) / 3
+    return numbers, helper.make_node(
+        "TreeEnsembleRegressor", ["x"], ["y"], "trees", domain="ai.onnx.ml",
+        nodes_values=numbers.tolist(), nodes_featureids=list(range(count)),
+    )  # fmt: skip
+
+
+def test_numbers_of_attributes(read_tensors):
+    numbers, node = tree(40)
+    _, few = tree(MIN_FLOATS - 1)
+    few.name = "few"
+    other = helper.make_node("LinearRegressor", ["x"], ["z"], "linear", coefficients=numbers)
+    data = model([], [node, few, other]).SerializeToString()
+    layout, note = describe(BytesReader(data))
+    assert (layout.format, note) == ("onnx", None)
+    found = read_tensors(data, layout)
+    assert set(found) == {"trees/nodes_values", "linear/coefficients"}
+    for array in found.values():
+        assert array.dtype == np.float32
+        assert array.tolist() == numbers.tolist()
+
+
+def test_numbers_of_attributes_by_other_writers(read_tensors):
+    numbers, node = tree(20)
+    raw = numbers.tobytes()
+    packed = field(7, raw)
+    tagged = b"".join(b"\x3d" + raw[at : at + 4] for at in range(0, len(raw), 4))
+    assert tagged in node.SerializeToString()
+    for content, expected in (
+        (packed, None),
+        (tagged, None),
+        (field(7, b"") + packed, None),
+        (packed + packed, "apart"),
+        (tagged + packed, "apart"),
+        (packed + tagged, "apart"),
+        (tagged[:50] + field(20, 1) + tagged[50:], "apart"),
+    ):
+        attribute = field(1, b"v") + content + field(20, 6)
+        data = whole(graph=field(1, field(3, b"n") + field(4, b"Op") + field(5, attribute)))
+        layout, note = describe(BytesReader(data))
+        if expected is None:
+            assert note is None
+            assert read_tensors(data, layout)["n/v"].tolist() == numbers.tolist()
+        else:
+            assert note == "opaque bytes for tensors: 1 with numbers apart from each other"
+            assert not layout.views
+
+
+def test_defaults_of_a_function():
+    tensor = numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
+    function = helper.make_function(
+        "mine", "F", ["x"], ["y"], [helper.make_node("Identity", ["x"], ["y"])],
+        [helper.make_opsetid("", 20)], attribute_protos=[helper.make_attribute("default", tensor)],
+    )  # fmt: skip
+    made = model([], [helper.make_node("F", ["x"], ["y"], domain="mine")], functions=[function])
+    assert set(found_in(made.SerializeToString())) == {"F/default"}
 
 
 def test_every_type():
