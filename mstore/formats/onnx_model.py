@@ -29,6 +29,7 @@ MAX_TENSORS = 100_000
 """Most tensors of a model."""
 
 _MAX_GRAPHS = MAX_DEPTH // 3  # a graph in an attribute of a node is three messages further in
+_TAGGED = 4  # tensors that take as much memory as one whose elements are tagged
 _MAX_OPERATORS = 10_000
 _MAX_PARTS = 10_000  # attributes of a node, and tensors or graphs of an attribute
 
@@ -63,6 +64,7 @@ class _Walk:
         self._wire = Wire(reader, max_fields=MAX_FIELDS)
         self._names = Names()
         self._found = Model()
+        self._room = MAX_TENSORS
 
     def model(self, size: int) -> Model:
         graphs = 0
@@ -163,7 +165,8 @@ class _Walk:
                     self._add(part, "")
 
     def _add(self, described: Described, path: str) -> None:
-        if len(self._found.tensors) == MAX_TENSORS:
+        self._room -= _TAGGED if described.tagged else 1
+        if self._room < 0:
             raise LimitExceededError(f"it has more than {MAX_TENSORS} tensors")
         self._found.tensors.append(described.renamed(self._names.add(path + described.name)))
 

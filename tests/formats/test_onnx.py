@@ -171,6 +171,13 @@ def test_numbers_of_attributes_by_other_writers(read_tensors):
             assert not layout.views
 
 
+def test_lists_of_numbers_count_as_several_tensors(monkeypatch):
+    data = model([], [tree(20)[1]]).SerializeToString()
+    assert describe(BytesReader(data))[1] is None
+    monkeypatch.setattr(onnx_model, "MAX_TENSORS", 3)
+    assert "more than 3 tensors" in note_of(data)
+
+
 def test_defaults_of_a_function():
     tensor = numpy_helper.from_array(np.ones((2, 3), np.float32), "w")
     function = helper.make_function(
