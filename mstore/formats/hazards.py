@@ -30,6 +30,7 @@ _OPCODES = frozenset(
 )
 """What a pickle can begin with, but for the end."""
 
+_PICKLES = ("pickle", "joblib")
 _MAX_CONFIG = 4 << 20
 _MAX_READ = 32 << 20  # bytes of a file that is no pickle, as far as anybody knows
 
@@ -112,7 +113,8 @@ def judge(reader: ByteReader, found: Format | None) -> Hazards:
         findings = [Finding("dangerous", error.message)]
     except (FormatError, LimitExceededError) as error:
         problem = error.message
-    if not any(finding.danger == "dangerous" for finding in findings):
+    # What is a pickle has been judged as one.
+    if name not in _PICKLES and not any(finding.danger == "dangerous" for finding in findings):
         findings = [*findings, *_harm_as_pickle(reader)]
     hazards = _hazards(name, findings)
     return hazards if problem is None else replace(hazards, problem=problem, judged=False)

@@ -20,6 +20,7 @@ from mstore.formats.pickle_policy import judge, judge_call
 from mstore.formats.pickle_stack import Account, new_account
 from mstore.formats.pickle_values import Chars, Global
 from mstore.formats.pickle_walk import walk_next
+from mstore.formats.remembered import Kept
 from mstore.layout import ByteReader, Layout
 
 _PROTOCOL = 0x80
@@ -49,6 +50,10 @@ class Deed:
         """As `Format.findings` tells it."""
         what = f"{self.verb}s {self.what}" if self.verb else self.what
         return Finding(self.danger, what, f"byte {self.at}")
+
+
+_HARMLESS: Kept[list[Deed]] = Kept()
+"""What files of pickles would do that have been described, so that nothing is wrong with them."""
 
 
 def looks_like_pickle(head: bytes, reader: ByteReader) -> bool:
@@ -103,18 +108,27 @@ def examine_pickles(reader: ByteReader) -> tuple[Layout, str | None]:
 
 
 def read_harmless(reader: ByteReader, account: Account) -> tuple[list[object], int]:
-    """`read_pickles`; raises UnsafeInputError if loading them does harm, whatever else is wrong."""
+    """`read_pickles`; raises UnsafeInputError if loading them does harm, whatever else is wrong.
+
+    What they would do is kept for `find_deeds`.
+    """
     try:
-        return read_pickles(reader, account)
-    finally:
+        found = read_pickles(reader, account)
+    except _REFUSED:
         refuse_harm(account)
+        raise
+    _HARMLESS.keep(reader, refuse_harm(account))
+    return found
 
 
 def find_deeds(reader: ByteReader, account: Account) -> list[Deed]:
     """What loading a file of pickles would do; all that is known of it where it is broken.
 
-    Raises as `read_pickles` does if it is broken and nothing in it does harm.
+    Raises as `read_pickles` does if it is broken and nothing in it does harm. One that was just
+    described is not followed again.
     """
+    if (known := _HARMLESS.get(reader)) is not None:
+        return list(known)
     try:
         read_pickles(reader, account)
     except _REFUSED:
@@ -123,11 +137,13 @@ def find_deeds(reader: ByteReader, account: Account) -> list[Deed]:
     return list(deeds(account))
 
 
-def refuse_harm(account: Account) -> None:
-    """Raise UnsafeInputError if what was named and called is known to do harm."""
-    for deed in deeds(account):
+def refuse_harm(account: Account) -> list[Deed]:
+    """What pickles would do; raises UnsafeInputError if it is known to do harm."""
+    found = list(deeds(account))
+    for deed in found:
         if deed.danger == "dangerous":
             raise UnsafeInputError(f"would {deed.verb} {deed.what} when loaded")
+    return found
 
 
 def deeds(account: Account) -> Iterator[Deed]:

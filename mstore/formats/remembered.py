@@ -17,6 +17,24 @@ T = TypeVar("T")
 _Refused = FormatError | LimitExceededError
 
 
+class Kept(Generic[T]):
+    """A value of each file, or window of a file, for as long as the file is open."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[ByteReader, dict[tuple[int, int], T]] = WeakKeyDictionary()
+
+    def get(self, reader: ByteReader) -> T | None:
+        """What is kept of it; None if nothing is."""
+        file, place = _place(reader)
+        return self._known.get(file, {}).get(place)
+
+    def keep(self, reader: ByteReader, value: T) -> T:
+        """Keep `value`, which must not refer to the reader; returns it."""
+        file, place = _place(reader)
+        self._known.setdefault(file, {})[place] = value
+        return value
+
+
 class Remembered(Generic[T]):
     """A function of a file that is carried out once for each file, or window of a file.
 
@@ -25,24 +43,26 @@ class Remembered(Generic[T]):
 
     def __init__(self, read: Callable[[ByteReader], T]) -> None:
         self._read = read
-        self._known: WeakKeyDictionary[ByteReader, dict[tuple[int, int], T | _Refused]] = (
-            WeakKeyDictionary()
-        )
+        self._kept: Kept[T | _Refused] = Kept()
 
     def __call__(self, reader: ByteReader) -> T:
         """What is known of the file, or else is read of it now."""
-        file, start, size = reader, 0, reader.size
-        while isinstance(file, WindowReader):
-            start += file.start
-            file = file.reader
-        known = self._known.setdefault(file, {})
-        if (start, size) not in known:
+        found = self._kept.get(reader)
+        if found is None:
             try:
-                known[start, size] = self._read(reader)
+                found = self._kept.keep(reader, self._read(reader))
             except (FormatError, LimitExceededError) as error:
                 # Another one, for `error` refers to the reader, which would never be let go.
-                known[start, size] = type(error)(error.message)
-        found = known[start, size]
+                found = self._kept.keep(reader, type(error)(error.message))
         if isinstance(found, FormatError | LimitExceededError):
             raise type(found)(found.message)
         return found
+
+
+def _place(reader: ByteReader) -> tuple[ByteReader, tuple[int, int]]:
+    """The file that is read, and which part of it: where it starts, and its size."""
+    file, start = reader, 0
+    while isinstance(file, WindowReader):
+        start += file.start
+        file = file.reader
+    return file, (start, reader.size)

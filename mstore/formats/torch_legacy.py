@@ -19,10 +19,11 @@ from collections.abc import Iterator, Sequence
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import Finding, Format, quote, read_exactly
 from mstore.formats.pickle_arguments import Arguments
-from mstore.formats.pickle_file import deeds, refuse_harm
+from mstore.formats.pickle_file import Deed, deeds, refuse_harm
 from mstore.formats.pickle_layout import arrange as arrange_arrays
 from mstore.formats.pickle_stack import Account, new_account
 from mstore.formats.pickle_walk import walk_next
+from mstore.formats.remembered import Kept
 from mstore.formats.shifting import cover_all, shifted
 from mstore.formats.torch_findings import told
 from mstore.formats.torch_storages import Place, arrange
@@ -38,6 +39,9 @@ _VERSION = 1001
 _TAR_BLOCK = 512
 _TAR_MEMBERS = {"storages", "tensors", "pickle"}
 _MAX_TAR_MEMBERS = 16
+_REFUSED = (FormatError, LimitExceededError, UnsafeInputError)
+_HARMLESS: Kept[list[Deed]] = Kept()  # what files would do that have been described
+
 _TAR_RUNS = "is an archive of a PyTorch before 0.2, whose pickles loading it runs"
 
 
@@ -61,8 +65,10 @@ class TorchLegacyFormat(Format):
         account = new_account(reader.size)
         try:
             value, keys, end = _read(reader, account)
-        finally:
+        except _REFUSED:
             refuse_harm(account)
+            raise
+        _HARMLESS.keep(reader, refuse_harm(account))
         uses = find_tensors(value)
         tensors, left = arrange(uses, dict(_places(reader, uses, keys, end)), big_endian=False)
         arrays, left_too = arrange_arrays(self.name, reader.size, find_arrays(value))
@@ -73,10 +79,12 @@ class TorchLegacyFormat(Format):
         """What the pickles name and call."""
         if _is_tar(reader.read(0, _TAR_BLOCK), reader):
             return [Finding("dangerous", _TAR_RUNS)]
+        if (known := _HARMLESS.get(reader)) is not None:
+            return told(known)
         account = new_account(reader.size)
         try:
             _read(reader, account)
-        except (FormatError, LimitExceededError, UnsafeInputError):
+        except _REFUSED:
             if not any(deed.danger == "dangerous" for deed in deeds(account)):
                 raise
         return told(deeds(account))

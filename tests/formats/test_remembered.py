@@ -8,7 +8,7 @@ import pytest
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import BytesReader, WindowReader
-from mstore.formats.remembered import Remembered
+from mstore.formats.remembered import Kept, Remembered
 
 
 @pytest.fixture
@@ -61,6 +61,19 @@ def test_a_file_that_nobody_has_is_forgotten(fails):
     read, file = Remembered(look), BytesReader(b"x")
     with suppress(FormatError):
         read(WindowReader(file, 0, 1))
+    gone = weakref.ref(file)
+    del file
+    gc.collect()
+    assert gone() is None
+
+
+def test_what_is_kept_of_a_window():
+    kept, file = Kept(), BytesReader(b"0123456789")
+    assert kept.get(file) is None
+    assert kept.keep(WindowReader(file, 2, 5), ["a"]) == ["a"]
+    assert kept.get(WindowReader(WindowReader(file, 1, 8), 1, 5)) == ["a"]
+    assert kept.get(file) is None
+    assert kept.get(BytesReader(b"0123456789")) is None
     gone = weakref.ref(file)
     del file
     gc.collect()

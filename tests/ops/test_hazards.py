@@ -1,11 +1,17 @@
 """What loading a file would do: the judgement of one file, of many, and of those in a version."""
 
+import io
 import json
+import pickle
 import random
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import joblib
+import numpy as np
 import pytest
+import torch
 
 import mstore
 from mstore.errors import (
@@ -16,9 +22,10 @@ from mstore.errors import (
     UnsafeInputError,
 )
 from mstore.filebytes import StoredBytes
-from mstore.formats import detect
+from mstore.formats import detect, pickle_file, torch_legacy
 from mstore.formats.base import BytesReader, Finding, Format
-from mstore.formats.hazards import MAX_FINDINGS, Hazards, find_hazards, judge
+from mstore.formats.detect import describe, find_format
+from mstore.formats.hazards import MAX_FINDINGS, Hazards, _Sparing, find_hazards, judge
 from mstore.layout import ByteReader, Layout, opaque
 from mstore.ops.hazards import refuse_unsafe, scan_directory, scan_snapshot
 from mstore.ops.scan import Scan
@@ -334,6 +341,50 @@ def test_a_file_that_became_unsafe_while_the_others_were_looked_at_is_refused(
     with pytest.raises(UnsafeInputError, match=r"plain: dangerous to load"):
         repo.commit(model, refuse_unsafe=True)
     assert not repo.branches
+
+
+def saved(kind: str) -> bytes:
+    """A file with an array in it, and with something that is on no list."""
+    file = io.BytesIO()
+    value = {"w": np.arange(6.0), "x": statistics.NormalDist(0, 1)}
+    if kind == "pickle":
+        pickle.dump(value, file)
+    elif kind == "joblib":
+        joblib.dump(value, file)
+    else:
+        value["w"] = torch.arange(6)
+        torch.save(value, file, _use_new_zipfile_serialization=kind == "torch")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "joblib", "torch", "old torch"])
+def test_what_has_been_described_is_not_followed_again_to_be_judged(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = saved(kind)
+    fresh, described = BytesReader(content), BytesReader(content)
+    expected = judge(fresh, find_format(fresh))
+    assert expected.of("unknown")
+    describe(described)
+    followed = []
+    for module, name in ((pickle_file, "read_pickles"), (torch_legacy, "_read")):
+        read = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, read=read: followed.append(type(a[0])) or read(*a)
+        )
+    assert judge(described, find_format(described)) == expected
+    # What is no pickle by its format is tried as one, of which little is read.
+    assert set(followed) <= {_Sparing}
+
+
+@pytest.mark.parametrize("kind", ["pickle", "joblib"])
+def test_a_pickle_is_followed_once_to_be_judged(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    followed = []
+    read = pickle_file.read_pickles
+    monkeypatch.setattr(pickle_file, "read_pickles", lambda *a: followed.append(1) or read(*a))
+    reader = BytesReader(saved(kind))
+    judge(reader, find_format(reader))
+    assert len(followed) == 1
 
 
 def stored_keys(repo: mstore.Repository) -> set[str]:
