@@ -91,7 +91,11 @@ class TensorView(ABC):
 
     @abstractmethod
     def numpy(self) -> Array:
-        """The whole tensor as a new array. Raises CorruptDataError when a chunk is damaged."""
+        """The whole tensor as a new array.
+
+        Raises CorruptDataError when a chunk is damaged, FormatError when a tensor that the file
+        holds compressed or in text is not what the file says.
+        """
 
     def __array__(self, dtype: NumpyDType | None = None, copy: bool | None = None) -> Array:
         if copy is False:
