@@ -16,6 +16,7 @@ from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, BytesReader, Format, check_shape, quote
 from mstore.formats.msgpack_walk import Cursor, Extension, Kind, extensions
+from mstore.formats.notes import opaque_note
 from mstore.formats.shifting import Contents, cover_all
 from mstore.layout import ByteReader, Layout, Tensor
 
@@ -24,7 +25,6 @@ MAX_TENSORS = 100_000
 
 _ARRAYS = 1, 3
 _MAX_TYPE = 64  # characters of the name of an element type
-_MAX_TOLD = 2
 _DTYPES: dict[str, DType] = {
     dtype.numpy: dtype
     for dtype in BY_NAME.values()
@@ -68,7 +68,7 @@ class FlaxFormat(Format):
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and which arrays are of types that are not known."""
         tensors: list[tuple[int, Tensor]] = []
-        left: list[str] = []
+        left: list[tuple[str, str]] = []
         for extension in extensions(reader):
             if extension.code in _ARRAYS:
                 if len(tensors) + len(left) == MAX_TENSORS:
@@ -77,9 +77,9 @@ class FlaxFormat(Format):
                 if isinstance(found, Tensor):
                     tensors.append((offset, found))
                 else:
-                    left.append(f"{quote(extension.name)} is of type {quote(found)}")
+                    left.append((extension.name, f"is of type {quote(found)}"))
         layout = cover_all(self.name, reader.size, [Contents(tuple(tensors))])
-        return layout, _note(left, len(tensors) + len(left))
+        return layout, opaque_note(left, len(tensors) + len(left), "arrays")
 
 
 def _read_array(reader: ByteReader, extension: Extension) -> tuple[int, Tensor | str]:
@@ -116,10 +116,3 @@ def _read_array(reader: ByteReader, extension: Extension) -> tuple[int, Tensor |
         raise FormatError(f"{what} has {length} bytes, but should have {dtype.nbytes(shape)}")
     kind_name = type_name if type_name in _IN_BYTES else ""
     return cursor.at, Tensor(extension.name, dtype, shape, kind=kind_name)
-
-
-def _note(left: list[str], count: int) -> str | None:
-    if not left:
-        return None
-    more = ", …" if len(left) > _MAX_TOLD else ""
-    return f"opaque bytes for {len(left)} of {count} arrays: {', '.join(left[:_MAX_TOLD])}{more}"

@@ -23,6 +23,7 @@ from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import Finding, Format, check_shape, quote
 from mstore.formats.gguf_cursor import Cursor
+from mstore.formats.notes import opaque_note
 from mstore.layout import ByteReader, Layout, Tensor, cover
 
 MAGIC = b"GGUF"
@@ -87,7 +88,6 @@ _MIN_ENTRY = 8 + 4 + 1  # bytes: an empty key, a type, a number of one byte
 _MIN_INFO = 8 + 4 + 4 + 8
 _ALIGNMENT = b"general.alignment"
 _TEMPLATE = b"tokenizer.chat_template"
-_MAX_TOLD = 2
 # Names that lead out of the sandbox of a template, plainly or with escapes in a string.
 _ESCAPE = re.compile(rb"__|\\x5f|\\u005f|\\137", re.IGNORECASE)
 _BYTES = BY_NAME["u8"]
@@ -127,7 +127,8 @@ class GgufFormat(Format):
         start = -(-cursor.at // alignment) * alignment
         layout = cover(self.name, reader.size, [(start + offset, t) for offset, t in known])
         _check_unknown(known, unknown, reader.size - start)
-        return layout, _note(unknown, tensor_count)
+        left = [(name, f"is of type {kind}") for name, (kind, _) in unknown.items()]
+        return layout, opaque_note(left, tensor_count, "tensors")
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """Chat templates, which programs run in a sandbox, that may reach out of it."""
@@ -229,11 +230,3 @@ def _check_unknown(
         before = bisect_right(spans, (offset, room)) - 1
         if offset > room or (before >= 0 and spans[before][1] > offset):
             raise FormatError(f"tensor {quote(name)} overlaps another or leaves the file")
-
-
-def _note(unknown: dict[str, tuple[int, int]], count: int) -> str | None:
-    if not unknown:
-        return None
-    told = [f"{quote(name)} is of type {kind}" for name, (kind, _) in unknown.items()][:_MAX_TOLD]
-    more = ", …" if len(unknown) > _MAX_TOLD else ""
-    return f"opaque bytes for {len(unknown)} of {count} tensors: {', '.join(told)}{more}"

@@ -41,6 +41,7 @@ PICKLED = "holds a pickle, which reading it with allow_pickle runs"
 
 _BYTES = BY_NAME["u8"]
 _WHAT = "its array"
+_USUAL_START = 128  # bytes up to the data of nearly every array
 _FIELD = 100  # bytes of a header that take about as long to read as a tensor takes to be made
 
 
@@ -164,18 +165,20 @@ def contents(array: Tensor | Records, offset: int) -> Contents:
 
 def _read_header(reader: ByteReader) -> tuple[str, int]:
     """The header's text and the offset of the data."""
-    start = read_exactly(reader, 0, 8, "its header")
+    start = reader.read(0, _USUAL_START)
     if not start.startswith(MAGIC):
         raise FormatError("it does not start with the magic of npy")
-    version = start[6], start[7]
+    version = tuple(start[6:8])
     if version not in ((1, 0), (2, 0), (3, 0)):
-        raise FormatError(f"its version {version[0]}.{version[1]} is unknown")
-    width = 2 if version == (1, 0) else 4
-    length = int.from_bytes(read_exactly(reader, 8, width, "its header"), "little")
+        raise FormatError(f"its version {'.'.join(map(str, version))} is unknown")
+    at = 10 if version == (1, 0) else 12
+    length = int.from_bytes(start[8:at], "little")
     if length > MAX_HEADER:
         raise LimitExceededError(f"its header claims {length} bytes; at most {MAX_HEADER} are read")
-    raw = read_exactly(reader, 8 + width, length, "its header")
+    if at + length > len(start):
+        start = read_exactly(reader, 0, at + length, "its header")
+    raw = start[at : at + length]
     try:
-        return raw.decode("utf-8" if version == (3, 0) else "latin-1"), 8 + width + length
+        return raw.decode("utf-8" if version == (3, 0) else "latin-1"), at + length
     except UnicodeDecodeError:
         raise FormatError("its header is not UTF-8") from None

@@ -13,6 +13,7 @@ from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
 from mstore.formats.base import BytesReader, Finding, Format, WindowReader, quote
 from mstore.formats.deflated import InflatedHead, inflate, recoded
+from mstore.formats.notes import opaque_note
 from mstore.formats.npy import Headers, contents, object_findings, read_array
 from mstore.formats.records import Records
 from mstore.formats.shifting import Contents, cover_all
@@ -26,8 +27,6 @@ OBJECTS = "holds Python objects"
 
 MAX_PICKLE = 16 << 20
 """Most bytes of objects that are inflated to judge them."""
-
-_MAX_TOLD = 2
 
 
 class NpzFormat(Format):
@@ -128,7 +127,8 @@ def cover_arrays(
 
     Raises as `cover_all` does, to which each array goes as soon as it is read.
     """
-    seen, left = 0, []
+    seen = 0
+    left: list[tuple[str, str]] = []
 
     def parts() -> Iterator[Contents]:
         nonlocal seen
@@ -137,10 +137,7 @@ def cover_arrays(
                 seen += 1
                 yield found
             elif found:
-                left.append(f"{quote(name)} {found}")
+                left.append((name, found))
 
     layout = cover_all(format, size, parts())
-    if not left:
-        return layout, None
-    told = ", ".join(left[:_MAX_TOLD]) + (", …" if len(left) > _MAX_TOLD else "")
-    return layout, f"opaque bytes for {len(left)} of {seen + len(left)} arrays: {told}"
+    return layout, opaque_note(left, seen + len(left), "arrays")

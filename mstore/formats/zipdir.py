@@ -40,6 +40,7 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _DESCRIPTOR_RECORD = struct.Struct("<3I")
 _WIDE_DESCRIPTOR = struct.Struct("<I2Q")
+_USUAL_EXTRA = 64  # bytes of extra fields that are read along
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _FULLS = _FULL16, _FULL16, _FULL32, _FULL32
 _ENCRYPTED = 0x2041  # flag bits 0 (encrypted), 6 (strongly), 13 (directory masked)
@@ -240,14 +241,11 @@ def _check_local(reader: ByteReader, entry: _Entry, free_from: int, end: int) ->
         raise FormatError(f"its stored member {quote(name)} has two sizes")
     if entry.header < free_from:
         raise FormatError(f"its member {quote(name)} overlaps another")
-    local = read_exactly(reader, entry.header, _LOCAL.size, "a local header")
-    magic, _, flags, method, _, _, crc, compressed, size, name_size, extra_size = _LOCAL.unpack(
-        local
-    )
-    variable = read_exactly(
-        reader, entry.header + _LOCAL.size, name_size + extra_size, "a local header"
-    )
-    data = entry.header + _LOCAL.size + name_size + extra_size
+    local = _read_local(reader, entry)
+    fields = _LOCAL.unpack_from(local)
+    magic, _, flags, method, _, _, crc, compressed, size, name_size, _ = fields
+    variable = local[_LOCAL.size :]
+    data = entry.header + len(local)
     if data + entry.compressed > end:
         raise FormatError(f"its member {quote(name)} reaches beyond the data")
     size, compressed = _widen(variable[name_size:], [size, compressed])
@@ -259,6 +257,20 @@ def _check_local(reader: ByteReader, entry: _Entry, free_from: int, end: int) ->
     if not agrees or not same_kind or variable[:name_size] != entry.raw_name:
         raise FormatError(f"its member {quote(name)} differs from the directory's record of it")
     return Member(name, method, entry.header, data, entry.compressed, entry.size)
+
+
+def _read_local(reader: ByteReader, entry: _Entry) -> bytes:
+    """The local header, name and extra fields of a member, mostly in a single read."""
+    guess = _LOCAL.size + len(entry.raw_name) + _USUAL_EXTRA
+    local = reader.read(entry.header, guess)
+    if len(local) < _LOCAL.size:
+        raise FormatError("the file ends inside a local header")
+    length = _LOCAL.size + sum(_LOCAL.unpack_from(local)[-2:])
+    if length > guess:
+        return read_exactly(reader, entry.header, length, "a local header")
+    if length > len(local):
+        raise FormatError("the file ends inside a local header")
+    return local[:length]
 
 
 def _is_described(reader: ByteReader, at: int, entry: _Entry) -> bool:

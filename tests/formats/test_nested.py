@@ -180,7 +180,7 @@ def test_what_is_not_understood_is_told():
     assert [s.tensor.name for s in layout.segments if s.tensor] == ["a/w"]
     assert note.startswith("'bad' looks like safetensors but the data_offsets of ")
     assert note.endswith("; 'bad' looks like npy but in its member 'bad.npy', "
-                         "the file ends inside its header; and 1 more")  # fmt: skip
+                         "it does not start with the magic of npy; and 1 more")  # fmt: skip
 
 
 def test_compressed_files(arrays):
