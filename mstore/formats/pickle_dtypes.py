@@ -13,6 +13,7 @@ from mstore.formats.pickle_values import Call, Global
 
 _CODE = re.compile(r"([<>|=]?)([a-zA-Z])([0-9]{1,9})")
 _KINDS = {"u": "u", "i": "i", "f": "f", "c": "c"}
+_SIZED = "VSUa"  # records, bytes and text
 _OBJECTS = 1  # the flag of a type that has references to objects in it
 # numpy has the narrower ones of ml_dtypes one to a byte, not packed as a `DType` is.
 _OF_ML_DTYPES = {t.numpy: t for t in BY_NAME.values() if t.bits >= 8 and not t.big_endian}
@@ -43,6 +44,8 @@ def element_type(value: object) -> ElementType:
     code = value.arguments[0]
     state = value.states[-1] if value.states else ()
     state = state if isinstance(state, tuple) else ()
+    if not all(isinstance(part, int) for part in state[5:8]):
+        return UNKNOWN
     if isinstance(code, Global) and code.module.startswith("ml_dtypes"):
         dtype = _OF_ML_DTYPES.get(code.name)
         return ElementType(_in_order(dtype, state), dtype.itemsize) if dtype else UNKNOWN
@@ -55,7 +58,10 @@ def element_type(value: object) -> ElementType:
         return ElementType(None, size, objects=True)
     name = "bool" if (kind, size) == ("b", 1) else f"{_KINDS.get(kind)}{8 * size}"
     dtype = _in_order(BY_NAME.get(name), state or (3, order))
-    return ElementType(dtype, size * (4 if kind == "U" else 1))
+    size *= 4 if kind == "U" else 1
+    if kind in _SIZED and state:  # whose state has the size once more, which counts
+        size = state[5] if len(state) > 7 and type(state[5]) is int else -1
+    return ElementType(dtype, size) if size >= 0 else UNKNOWN
 
 
 def _in_order(dtype: DType | None, state: tuple[object, ...]) -> DType | None:
@@ -67,4 +73,4 @@ def _in_order(dtype: DType | None, state: tuple[object, ...]) -> DType | None:
 
 def _flags(state: tuple[object, ...]) -> int:
     flags = state[7] if len(state) > 7 else 0
-    return flags if type(flags) is int else 0
+    return flags if isinstance(flags, int) else 0

@@ -16,7 +16,7 @@ from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_arrays import look, place_of
 from mstore.formats.pickle_layout import arrange
 from mstore.formats.pickle_paths import find
-from mstore.formats.pickle_policy import judge, judge_call
+from mstore.formats.pickle_policy import handed_over, is_delicate, judge, judge_call
 from mstore.formats.pickle_stack import Account, new_account
 from mstore.formats.pickle_values import Chars, Global
 from mstore.formats.pickle_walk import walk_next
@@ -33,7 +33,9 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
 _MEMO = re.compile(rb"p[01]\n|q[\x00\x01]")
 _NESTED = ("torch.storage", "_load_from_bytes")
 _MAX_NESTED = 16 * 1024 * 1024
+_TOLD = {"call": "calls ", "import": "imports ", "hand over": "hands over ", "": ""}
 _HIDDEN = "would have torch load a file that is inside"
+_NOT_ALL = "has more in it than was looked through"
 _REFUSED = (FormatError, LimitExceededError, UnsafeInputError)
 
 
@@ -42,14 +44,13 @@ class Deed:
     """One thing that loading a pickle would do, `at` a byte of the file."""
 
     danger: Danger
-    verb: Literal["call", "import", ""]
+    verb: Literal["call", "import", "hand over", ""]
     what: str
     at: int
 
     def finding(self) -> Finding:
         """As `Format.findings` tells it."""
-        what = f"{self.verb}s {self.what}" if self.verb else self.what
-        return Finding(self.danger, what, f"byte {self.at}")
+        return Finding(self.danger, f"{_TOLD[self.verb]}{self.what}", f"byte {self.at}")
 
 
 _HARMLESS: Kept[list[Deed]] = Kept()
@@ -147,7 +148,10 @@ def refuse_harm(account: Account) -> list[Deed]:
 
 
 def deeds(account: Account) -> Iterator[Deed]:
-    """What pickles would do, each thing once: what they call, then what they only name."""
+    """What pickles would do, each thing once: what they call, then what they only name.
+
+    What is harmless where they call it may do harm where others do to whom they give it.
+    """
     told: set[tuple[str, str]] = set()
     called: set[tuple[str, str]] = set()
     for call in account.calls:
@@ -160,6 +164,10 @@ def deeds(account: Account) -> Iterator[Deed]:
     for (module, name), at in account.globals.items():
         if (module, name) not in called:
             yield Deed(judge(module, name), "import", _printable(f"{module}.{name}"), at)
+    if any(is_delicate(*name) for name in account.globals):
+        for module, name in dict.fromkeys((g.module, g.name) for g in handed_over(account.calls)):
+            at = account.globals[module, name]
+            yield Deed("dangerous", "hand over", _printable(f"{module}.{name}"), at)
     for what, at in account.others.items():
         yield Deed("unknown", "", what, at)
 
@@ -192,12 +200,17 @@ def read_pickles(reader: ByteReader, account: Account) -> tuple[list[object], in
 
 
 def _note_all(arguments: Arguments, account: Account) -> None:
-    """Note what pickles name and call, up to where they are broken."""
+    """Note what pickles name and call, up to where they are broken for Python's fastest reader.
+
+    Raises UnsafeInputError where what they name cannot be told.
+    """
     try:
         while arguments.left:
-            walk_next(arguments, account)
-    except _REFUSED:
+            walk_next(arguments, account, lenient=True)
+    except FormatError:
         return
+    except LimitExceededError:
+        account.others.setdefault(_NOT_ALL, arguments.position)
 
 
 def _note_nested(reader: ByteReader, account: Account) -> None:

@@ -14,12 +14,13 @@ from mstore.errors import FormatError
 from mstore.formats.base import check_shape
 from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_dtypes import ElementType, element_type
-from mstore.formats.pickle_values import Call, Chars, Dict
+from mstore.formats.pickle_values import Call, Chars, Dict, Global
 
 _WRAPPERS = (
     "joblib.numpy_pickle.NumpyArrayWrapper",
     "sklearn.externals.joblib.numpy_pickle.NumpyArrayWrapper",
 )
+_MADE_BY = ("copyreg._reconstructor", "copy_reg._reconstructor")
 _MAX_PADDING = 64
 _PADDING = b"\xff"
 _BYTES = BY_NAME["u8"]
@@ -27,13 +28,16 @@ _BYTES = BY_NAME["u8"]
 
 def is_wrapper(call: Call) -> bool:
     """Whether an object stands for an array that follows."""
-    return str(call.function) in _WRAPPERS
+    made = call.function
+    if str(made) in _MADE_BY and call.arguments:  # in protocols 0 and 1
+        made = call.arguments[0]
+    return isinstance(made, Global) and str(made) in _WRAPPERS
 
 
 def attributes(wrapper: Call) -> dict[str, object]:
-    """What a wrapper says of its array, by name."""
-    state = wrapper.states[-1] if wrapper.states else None
-    pairs = state.pairs if isinstance(state, Dict) else []
+    """What a wrapper says of its array, by name; a later state adds to an earlier one."""
+    states = [state for state in wrapper.states if isinstance(state, Dict)]
+    pairs = (pair for state in states for pair in state.pairs)
     return {key: value for key, value in pairs if isinstance(key, str)}
 
 

@@ -53,14 +53,18 @@ def walk(data: Buffer) -> object:
     return walk_next(Arguments(reader), new_account(reader.size))
 
 
-def walk_next(arguments: Arguments, account: Account, *, inline: bool = False) -> object:
+def walk_next(
+    arguments: Arguments, account: Account, *, inline: bool = False, lenient: bool = False
+) -> object:
     """The value of the pickle that starts where `arguments` are; they then are at its end.
 
     What it names and calls is noted in `account`, also when an error is raised. With `inline` there
-    may be arrays of joblib between the opcodes. Raises as `walk` does.
+    may be arrays of joblib between the opcodes. If `lenient`, frames mean nothing, as to the reader
+    of pickles in C, and what cannot be done is passed over where that reader might be able to; the
+    value then means little. Raises as `walk` does.
     """
     try:
-        return _Machine(arguments, account, inline=inline).run()
+        return _Machine(arguments, account, inline=inline, lenient=lenient).run()
     except IndexError:
         # The stack is a list to take from; asking first would take longer.
         raise arguments.fail("runs out of values") from None
@@ -69,9 +73,12 @@ def walk_next(arguments: Arguments, account: Account, *, inline: bool = False) -
 class _Machine(Stack):
     """The methods are the opcodes that do more than to push what is written after them."""
 
-    def __init__(self, arguments: Arguments, account: Account, *, inline: bool) -> None:
+    def __init__(
+        self, arguments: Arguments, account: Account, *, inline: bool, lenient: bool
+    ) -> None:
         super().__init__(arguments, account)
         self._inline = inline
+        self._lenient = lenient
         self._frame_end = _NO_FRAME
 
     def run(self) -> object:
@@ -107,6 +114,9 @@ class _Machine(Stack):
 
     def frame(self) -> None:
         size = self.arguments.u64()
+        if self._lenient:
+            self.arguments.need(size)
+            return
         if self._frame_end != _NO_FRAME:
             raise self.arguments.fail("has a frame inside another")
         self.arguments.need(size)
@@ -156,7 +166,8 @@ class _Machine(Stack):
         members = self.pop_to_mark()
         target = self.values[-1]
         if not isinstance(target, Set | Call):
-            raise self._unsafe("adds to what is no set")
+            self._refuse("adds to what is no set")
+            return
         self.charge(8 * len(members))
         (target.elements if isinstance(target, Call) else target.members).extend(members)
 
@@ -170,19 +181,25 @@ class _Machine(Stack):
     def _set_items(self, flat: list[object]) -> None:
         target = self.values[-1]
         if not isinstance(target, Dict | Call):
-            raise self._unsafe("sets items of what is no dictionary")
+            self._refuse("sets items of what is no dictionary")
+            return
         self.add_pairs(target.pairs, flat)
 
     def elements_of(self, value: object) -> list[object]:
         found = value.elements if isinstance(value, Call) else value
         if not isinstance(found, list):
-            raise self._unsafe("appends to what is no list")
+            self._refuse("appends to what is no list")
+            return []
         return found
 
     # What would look up, call or load something.
 
     def _unsafe(self, what: str) -> UnsafeInputError:
         return UnsafeInputError(f"its pickle {what} at byte {self.arguments.position}")
+
+    def _refuse(self, what: str) -> None:
+        if not self._lenient:
+            raise self._unsafe(what)
 
     def global_line(self) -> None:
         self._push_global(*self._global_name())
@@ -194,7 +211,9 @@ class _Machine(Stack):
     def stack_global(self) -> None:
         name, module = self.values.pop(), self.values.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            raise self._unsafe("looks up a name that is no text")
+            if not self._lenient or any(map(_may_be_text, (name, module))):
+                raise self._unsafe("looks up a name that is no text")
+            raise self.arguments.fail("looks up a name that is no text")
         self._push_global(module, name)
 
     def _push_global(self, module: str, name: str) -> None:
@@ -250,9 +269,13 @@ class _Machine(Stack):
 
     def _push_call(self, function: object, arguments: object, keywords: object = None) -> None:
         if not isinstance(function, Global | Call | Extension | Persistent):
+            if self._lenient:
+                raise self.arguments.fail("calls what cannot be called")
             raise self._unsafe("calls what cannot be called")
         if not isinstance(arguments, tuple) or not isinstance(keywords, Dict | None):
-            raise self.arguments.fail("calls something with no arguments to speak of")
+            if not self._lenient:
+                raise self.arguments.fail("calls something with no arguments to speak of")
+            arguments, keywords = (), None
         made = Call(function, arguments, keywords, at=self.arguments.position - 1)
         self.note_call(made)
         self.push(made, _CALL)
@@ -260,7 +283,8 @@ class _Machine(Stack):
     def build(self) -> None:
         state, target = self.values.pop(), self.values[-1]
         if not isinstance(target, Call):
-            raise self._unsafe("sets attributes of what it has not made")
+            self._refuse("sets attributes of what it has not made")
+            return
         self.charge(8)
         target.states.append(state)
         if self._inline and is_wrapper(target):
@@ -276,6 +300,11 @@ class _Machine(Stack):
             content = walk_next(self.arguments, self.account)
         self.account.inline += 1
         self.values[-1] = Inline(wrapper, content)
+
+
+def _may_be_text(value: object) -> bool:
+    """Whether a value may be text that only loading the pickle would make."""
+    return isinstance(value, Call | Chars) and not (isinstance(value, Call) and is_wrapper(value))
 
 
 def _table(of: dict[bytes, Callable[..., object]]) -> list[Callable[..., object] | None]:
