@@ -83,19 +83,26 @@ def find_hazards(reader: ByteReader, beside: Beside | None = None) -> Hazards:
     raises, never anything because of the content.
     """
     found = find_format(reader)
+    # Described first: to judge what has been takes less.
+    wrong = _what_is_wrong(reader, found) if found else None
     hazards = judge(reader, found)
     if hazards.dangerous or hazards.problem is not None:
         return hazards
     if found is None:
         configured = list(_configured(reader, beside.name)) if beside else []
         return _hazards("config" if configured else _described(reader, beside), configured)
+    if isinstance(wrong, UnsafeInputError):
+        return _hazards(found.name, [*hazards.findings, Finding("dangerous", wrong.message)])
+    return replace(hazards, problem=wrong.message) if wrong else hazards
+
+
+def _what_is_wrong(reader: ByteReader, found: Format) -> MstoreError | None:
+    """Why the file cannot be described; None if it can be."""
     try:
         found.examine(reader)
-    except UnsafeInputError as error:
-        return _hazards(found.name, [*hazards.findings, Finding("dangerous", error.message)])
-    except (FormatError, LimitExceededError) as error:
-        return Hazards(found.name, hazards.findings, hazards.left_out, error.message)
-    return hazards
+    except (FormatError, LimitExceededError, UnsafeInputError) as error:
+        return error
+    return None
 
 
 def judge(reader: ByteReader, found: Format | None) -> Hazards:

@@ -9,11 +9,12 @@ from typing import Any
 
 from mstore.chunkreader import ChunkReader
 from mstore.database import Database
-from mstore.errors import NotFoundError
+from mstore.errors import CorruptDataError, NotFoundError
 from mstore.filebytes import StoredBytes
 from mstore.objects import FileEntry, Manifest, Snapshot
 
 _CACHED_BYTES = 8 << 20
+_AHEAD = 64 << 10
 
 
 class CachedBytes:
@@ -50,11 +51,28 @@ class CachedBytes:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        chunk = self._cache[number] = self._stored.read(start, self._ends[number] - start)
+        # Where chunks are small, those behind it are about to be asked for, and come along cheaply.
+        end = max(number + 1, bisect_right(self._ends, start + _AHEAD))
+        try:
+            raw = self._stored.read(start, self._ends[end - 1] - start)
+        except CorruptDataError:
+            # Of these it may be one that nobody asks for.
+            end = number + 1
+            raw = self._stored.read(start, self._ends[number] - start)
+        at = 0
+        for one in range(number, end):
+            length = self._ends[one] - start - at
+            self._keep(one, raw[at : at + length])
+            at += length
+        return raw[: self._ends[number] - start]
+
+    def _keep(self, number: int, chunk: bytes) -> None:
+        if number in self._cache:
+            return
+        self._cache[number] = chunk
         self._cached += len(chunk)
         while self._cached > _CACHED_BYTES and len(self._cache) > 1:
             self._cached -= len(self._cache.popitem(last=False)[1])
-        return chunk
 
 
 class StoredFolders:

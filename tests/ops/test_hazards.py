@@ -2,10 +2,11 @@
 
 import io
 import json
+import os
 import pickle
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import joblib
@@ -378,12 +379,14 @@ def test_what_has_been_described_is_not_followed_again_to_be_judged(
 
 
 @pytest.mark.parametrize("kind", ["pickle", "joblib"])
-def test_a_pickle_is_followed_once_to_be_judged(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("look", [find_hazards, lambda reader: judge(reader, find_format(reader))])
+def test_a_pickle_is_followed_once_to_be_judged(
+    kind: str, look: Callable[[BytesReader], Hazards], monkeypatch: pytest.MonkeyPatch
+) -> None:
     followed = []
     read = pickle_file.read_pickles
     monkeypatch.setattr(pickle_file, "read_pickles", lambda *a: followed.append(1) or read(*a))
-    reader = BytesReader(saved(kind))
-    judge(reader, find_format(reader))
+    look(BytesReader(saved(kind)))
     assert len(followed) == 1
 
 
@@ -438,3 +441,44 @@ def test_a_stored_file_read_in_small_steps_is_decoded_once(
     pieces = [reader.read(offset, 100) for offset in range(0, 1 << 20, 100)]
     assert b"".join(pieces)[: 1 << 20] == content[: 1 << 20]
     assert len(decoded) == len(set(decoded)) < 100
+
+
+def test_small_chunks_of_a_stored_file_are_read_together(
+    repo: mstore.Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    np.savez(folder / "m.npz", **{f"w{number}": np.arange(number) for number in range(400)})
+    version = repo.commit(folder, "many")
+    (entry,) = version.record.files.values()
+    content = (folder / "m.npz").read_bytes()
+    reads: list[int] = []
+    read = StoredBytes.read
+
+    def counted(self: StoredBytes, offset: int, length: int) -> bytes:
+        reads.append(length)
+        return read(self, offset, length)
+
+    monkeypatch.setattr(StoredBytes, "read", counted)
+    reader = StoredFolders(repo.database, version.record).read(entry)
+    assert b"".join(reader.read(at, 10) for at in range(0, reader.size, 10)) == content
+    assert sum(reads) == len(content)
+    assert len(reads) < 20
+
+    # What is damaged is in nobody's way who does not ask for it.
+    chunks = list(version.files["m.npz"].manifest.chunks())
+    number = next(n for n in range(50, 400) if chunks[n][1] > 100)
+    place = repo.database.chunk_indexes()[0].find(chunks[number][0])
+    assert place is not None
+    pack = Path(repo.database.storage.location) / "packs" / place.pack
+    pack.chmod(0o644)
+    with pack.open("r+b") as file:
+        file.seek(place.offset + place.record_size - 1)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([last[0] ^ 1]))
+    start = sum(length for _, length in chunks[:number])
+    reader = StoredFolders(repo.database, version.record).read(entry)
+    assert reader.read(start - 10, 10) == content[start - 10 : start]
+    with pytest.raises(CorruptDataError):
+        reader.read(start - 10, 11)
