@@ -84,8 +84,11 @@ def test_rejected_files_are_opaque_with_a_warning(data, warning):
 @pytest.mark.parametrize("error", [StorageError("read error"), ConflictError("file changed")])
 def test_errors_of_reading_pass_through(error):
     class Failing(BytesReader):
+        reads = 0
+
         def read(self, offset, length):
-            if offset:
+            self.reads += 1
+            if self.reads > 1:
                 raise error
             return super().read(offset, length)
 
