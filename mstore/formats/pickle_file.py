@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats.base import BytesReader, Danger, Finding
+from mstore.formats import torch_tar
+from mstore.formats.base import HEAD_SIZE, BytesReader, Danger, Finding
 from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_arrays import look, place_of
 from mstore.formats.pickle_layout import arrange
@@ -183,6 +184,8 @@ def read_pickles(reader: ByteReader, account: Account) -> tuple[list[object], in
     Raises FormatError, LimitExceededError and UnsafeInputError as `walk_next` does; `account` then
     has what was found before.
     """
+    if torch_tar.begins(reader.read(0, HEAD_SIZE)):
+        raise UnsafeInputError(f"{torch_tar.RUNS}, for all that torch can tell")
     arguments = Arguments(reader)
     values = [walk_next(arguments, account, inline=True)]
     rest = 0

@@ -7,9 +7,8 @@
     pickle of the list of the keys of the storages
     for each key: the number of elements as i64, then the elements, all little-endian
 
-Tensors are called and described as they are of those archives. Still older files, from before
-version 0.2, are tar archives with the same pickle and other ones beside it, which only torch's own
-reader could follow; those are refused. Source: `_legacy_save`, `_legacy_load` in
+Tensors are called and described as they are of those archives. Still older files are refused, see
+`mstore.formats.torch_tar`. Source: `_legacy_save`, `_legacy_load` in
 torch/serialization.py and torch/csrc/serialization.cpp of PyTorch.
 """
 
@@ -17,7 +16,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats.base import Finding, Format, quote, read_exactly
+from mstore.formats import torch_tar
+from mstore.formats.base import HEAD_SIZE, Finding, Format, quote, read_exactly
 from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_file import Deed, deeds, refuse_harm
 from mstore.formats.pickle_layout import arrange as arrange_arrays
@@ -36,13 +36,8 @@ _BINARY = re.escape(b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b".")
 _TEXT = f"L{_MAGIC}L\n".encode() + rb"\."
 _START = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?" + _BINARY + b"|" + _TEXT, re.DOTALL)
 _VERSION = 1001
-_TAR_BLOCK = 512
-_TAR_MEMBERS = {"storages", "tensors", "pickle"}
-_MAX_TAR_MEMBERS = 16
 _REFUSED = (FormatError, LimitExceededError, UnsafeInputError)
 _HARMLESS: Kept[list[Deed]] = Kept()  # what files would do that have been described
-
-_TAR_RUNS = "is an archive of a PyTorch before 0.2, whose pickles loading it runs"
 
 
 class TorchLegacyFormat(Format):
@@ -52,7 +47,7 @@ class TorchLegacyFormat(Format):
 
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
         """A pickle of torch's magic number, or a tar archive of its three files."""
-        return _START.match(head) is not None or _is_tar(head, reader)
+        return _START.match(head) is not None or torch_tar.is_tar(head, reader)
 
     def layout(self, reader: ByteReader) -> Layout:
         """Every tensor of a known type; all that is no storage is opaque."""
@@ -60,8 +55,8 @@ class TorchLegacyFormat(Format):
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and which tensors were not understood."""
-        if _is_tar(reader.read(0, _TAR_BLOCK), reader):
-            raise UnsafeInputError(f"it {_TAR_RUNS}")
+        if torch_tar.is_tar(reader.read(0, HEAD_SIZE), reader):
+            raise UnsafeInputError(f"it {torch_tar.RUNS}")
         account = new_account(reader.size)
         try:
             value, keys, end = _read(reader, account)
@@ -77,8 +72,8 @@ class TorchLegacyFormat(Format):
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """What the pickles name and call."""
-        if _is_tar(reader.read(0, _TAR_BLOCK), reader):
-            return [Finding("dangerous", _TAR_RUNS)]
+        if torch_tar.is_tar(reader.read(0, HEAD_SIZE), reader):
+            return [Finding("dangerous", torch_tar.RUNS)]
         if (known := _HARMLESS.get(reader)) is not None:
             return told(known)
         account = new_account(reader.size)
@@ -125,17 +120,3 @@ def _places(
             raise FormatError(f"the file ends inside its storage {quote(key)}")
         yield key, Place(at, storage.nbytes)
         at += storage.nbytes
-
-
-def _is_tar(head: bytes, reader: ByteReader) -> bool:
-    """Whether it is a tar archive with the three files that such an archive of torch has."""
-    names: set[str] = set()
-    at = 0
-    while head[257:262] == b"ustar" and len(names) < _MAX_TAR_MEMBERS:
-        name, size = head[:100].rstrip(b"\0"), head[124:136].strip(b" \0")
-        if not re.fullmatch(rb"[0-7]+", size):
-            return False
-        names.add(name.decode("latin-1"))
-        at += _TAR_BLOCK * (1 + -(-int(size, 8) // _TAR_BLOCK))
-        head = reader.read(at, _TAR_BLOCK)
-    return names >= _TAR_MEMBERS

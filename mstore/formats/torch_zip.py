@@ -73,6 +73,8 @@ class TorchFormat(Format):
             raise FormatError("it has no pickle and version in one folder")
         if code := _code(found, folder):
             raise UnsafeInputError(f"it {code}")
+        if twice := _twice(found):
+            raise UnsafeInputError(f"it {twice}")
         members = {member.name: member for member in found}
         big_endian = _is_big_endian(reader, members, folder)
         member = members[folder + _PICKLE]
@@ -91,6 +93,8 @@ class TorchFormat(Format):
             return []
         if code := _code(found, folder):
             return [Finding("dangerous", code, folder)]
+        if twice := _twice(found):
+            return [Finding("dangerous", twice)]
         (member,) = (member for member in found if member.name == folder + _PICKLE)
         pickled = _window(reader, member)
         return told(find_deeds(pickled, new_account(reader.size)), member.name)
@@ -118,10 +122,26 @@ def _folder(members: Iterable[zipdir.Member]) -> str | None:
 
 def _code(members: Iterable[zipdir.Member], folder: str) -> str | None:
     """What an archive would run that is none of `torch.save`; None for one that is."""
-    names = [member.name for member in members]
+    names = [member.name.lower() for member in members]
+    folder = folder.lower()
     if any(name.startswith(folder + start) for name in names for start in _SCRIPT):
         return _SCRIPT_RUNS
     return _PACKAGE_RUNS if folder + _PACKAGE in names else None
+
+
+def _twice(members: Iterable[zipdir.Member]) -> str | None:
+    """What is wrong with an archive of which PyTorch may read another member than is read here.
+
+    It finds members without regard to upper and lower case, by a search that ends at any of them.
+    """
+    names: set[bytes] = set()
+    for member in members:
+        # Of ASCII alone, as the C library of zip does it.
+        lowered = member.name.encode("utf-8", "surrogatepass").lower()
+        if lowered in names:
+            return f"has two members of which PyTorch may read either: {quote(member.name)}"
+        names.add(lowered)
+    return None
 
 
 def _is_big_endian(reader: ByteReader, members: Members, folder: str) -> bool:

@@ -18,6 +18,7 @@ from torch_making import SIX, V2, Kept, Made, Named, pickled
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
+from mstore.formats.hazards import find_hazards
 from mstore.formats.torch_legacy import TorchLegacyFormat
 
 pytestmark = [
@@ -198,6 +199,43 @@ def test_tar_archives_are_refused():
         TorchLegacyFormat().layout(BytesReader(data))
     for other in (tar("pickle", "tensors"), tar(*map(str, range(30)), "storages"), data[:300]):
         assert not TorchLegacyFormat().sniff(other[:4096], BytesReader(other))
+
+
+def both(start, end):
+    """An archive whose first header starts a pickle in which the rest of the archive is a text."""
+    rest = tar("storages", "tensors", "pickle")
+    size = 512 + len(rest) - len(start) - 5
+    block = bytearray((start + b"T" + struct.pack("<i", size)).ljust(512, b"\0"))
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block) + rest + end
+
+
+def test_pickles_that_are_archives_too_are_refused():
+    """PyTorch takes them for archives, whose pickles nobody has looked at."""
+    started = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + b"\x80\2"
+    torch_too = both(started, b"." + pickle.dumps({}, 2) + pickle.dumps([], 2))
+    plain = both(b"(lp0\n", b"0.")
+    for data in (torch_too, plain):
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            assert archive.getnames()[1:] == ["storages", "tensors", "pickle"]
+        assert describe(BytesReader(data))[0].format == "opaque"
+        assert find_hazards(BytesReader(data)).verdict == "dangerous"
+
+
+def test_names_of_archives_in_their_extensions():
+    """A name that is said in a header before, and one with the current folder before it."""
+    data = tar("./pickle", "tensors", "storages")
+    assert find_hazards(BytesReader(data)).verdict == "dangerous"
+    named = tar("sys_info", "x", "tensors", "storages").replace(b"x" + bytes(99), b"y" + bytes(99))
+    assert find_hazards(BytesReader(named)).verdict == "opaque"
+    long = io.BytesIO()
+    with tarfile.open(fileobj=long, mode="w", format=tarfile.PAX_FORMAT) as made:
+        for name in ("pickle", "tensors", "storages"):
+            info = tarfile.TarInfo("other")
+            info.pax_headers = {"path": name}
+            made.addfile(info)
+    assert find_hazards(BytesReader(long.getvalue())).verdict == "dangerous"
 
 
 def test_other_files_are_not_claimed():

@@ -29,6 +29,7 @@ from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import naming, pickle_paths, torch_storages
 from mstore.formats.base import BytesReader, Finding
 from mstore.formats.detect import describe
+from mstore.formats.hazards import find_hazards
 from mstore.formats.npz import NpzFormat
 from mstore.formats.torch_zip import TorchFormat
 from mstore.numpy_dtypes import array_from_bytes, numpy_dtype
@@ -109,6 +110,15 @@ def test_a_file_that_would_do_harm_is_refused(tmp_path, function):
         found = TorchFormat().findings(BytesReader(data))
         assert ("dangerous", f"calls {function}") in [(one.danger, one.what) for one in found]
     assert not marker.exists()
+
+
+def test_members_that_differ_in_case_only():
+    """PyTorch finds members without regard to case, and may load the pickle that is not seen."""
+    for member in ("DATA.PKL", "Data.pkl", "DATA/0"):
+        data = archive({"w": tensor()}, **{member: b"cos\nsystem\n(S'true'\ntR."})
+        reader = BytesReader(data)
+        assert find_hazards(reader).verdict == "dangerous"
+        assert "two members of which PyTorch may read either" in describe(reader)[1]
 
 
 def test_findings():
