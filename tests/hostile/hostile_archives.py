@@ -244,7 +244,7 @@ def other_compression(folder: Path) -> None:
 def names_of_members(folder: Path) -> None:
     """Names that leave the archive, or that two members have."""
     for number, name in enumerate(
-        ("../w.npy", "a/../../w.npy", "/w.npy", "a\\..\\w.npy", "./w.npy", "a//w.npy")
+        ("../w.npy", "a/../../w.npy", "/w.npy", "a\\..\\w.npy", "./w.npy")
     ):
         (folder / f"name{number}.npz").write_bytes(archive({name: array(2)}))
     made = archive({"a.npy": array(2), "b.npy": array(2)})
