@@ -8,10 +8,11 @@ Lengths and numbers are big-endian. Source: spec.md of the msgpack project.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from mstore.errors import FormatError, LimitExceededError
+from mstore.formats.base import quote
 from mstore.layout import ByteReader
 
 MAX_OBJECTS = 1_000_000
@@ -59,6 +60,14 @@ class _Open:
     left: int
     prefix: str
     index: int = 0
+    keys: set[str] = field(default_factory=set)
+
+    def add(self, key: str) -> str:
+        """`key`; raises FormatError if it was there before: libraries take the last one."""
+        if key in self.keys:
+            raise FormatError(f"it has {quote(self.prefix + key)} twice")
+        self.keys.add(key)
+        return key
 
 
 def extensions(reader: ByteReader) -> Iterator[Extension]:
@@ -77,7 +86,7 @@ def extensions(reader: ByteReader) -> Iterator[Extension]:
             containers.pop()
             continue
         inside.left -= 1
-        key: str | int = cursor.key() if inside.is_map else inside.index
+        key: str | int = inside.add(cursor.key()) if inside.is_map else inside.index
         inside.index += 1
         kind, count = cursor.head()
         if kind is Kind.MAP or kind is Kind.ARRAY:

@@ -149,6 +149,8 @@ def test_unknown_types_stay_opaque():
 
 MALFORMED = {
     "empty": b"",
+    "a key twice": b"\x82" + 2 * (b"\xa1a" + packed(ONE)),
+    "a key twice further inside": b"\x81\xa1x\x82" + 2 * (b"\xa1a" + packed(ONE)),
     "a list": packed([ONE]),
     "an array": packed(ONE),
     "more behind": packed({"a": ONE}) + b"\0",
