@@ -174,7 +174,7 @@ def _read_header(reader: ByteReader) -> tuple[str, int]:
     at = 10 if version == (1, 0) else 12
     length = int.from_bytes(start[8:at], "little")
     if length > MAX_HEADER:
-        raise LimitExceededError(f"its header claims {length} bytes; at most {MAX_HEADER} are read")
+        raise FormatError(f"its header claims {length} bytes; at most {MAX_HEADER} are read")
     if at + length > len(start):
         start = read_exactly(reader, 0, at + length, "its header")
     raw = start[at : at + length]

@@ -193,7 +193,7 @@ def test_a_bad_member_is_named():
         layout(archive(("a.npy", npy(np.arange(3))[:-1])))
     with pytest.raises(FormatError, match=r"'a\.npy'"):
         layout(archive(("a.npy", b"not an array")))
-    with pytest.raises(LimitExceededError, match=r"'a\.npy'"):
+    with pytest.raises(FormatError, match=r"'a\.npy'.*at most 10000 are read"):
         layout(archive(("a.npy", b"\x93NUMPY\2\0\xff\xff\xff\xff")))
 
 
