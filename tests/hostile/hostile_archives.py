@@ -167,7 +167,7 @@ def array_of_objects(folder: Path) -> None:
     (folder / "sub.npy").write_bytes(npy(header, bytes(16)))
 
 
-@hostile(11, FORMAT)
+@hostile(11, FORMAT, LIMIT)
 def header_of_npy(folder: Path) -> None:
     """A header that is long, deep, or an expression."""
     good = "{'descr': '<f4', 'fortran_order': False, 'shape': (%s), }"
