@@ -17,6 +17,7 @@ from mstore.formats.pickle_file import (
 )
 from mstore.formats.pickle_inflate import Inflated, is_compressed
 from mstore.formats.pickle_stack import new_account
+from mstore.formats.pickle_torch import NOT_ALL
 from mstore.layout import ByteReader, Layout, opaque
 
 _WRAPPER = b"NumpyArrayWrapper"
@@ -67,5 +68,5 @@ class JoblibFormat(Format):
         except LimitExceededError:
             if not inflated.full or inflated.bomb:
                 raise
-        cut = Finding("unknown", "has more in it than was looked through")
+        cut = Finding("unknown", NOT_ALL)
         return [*(deed.finding() for deed in deeds(account)), cut]

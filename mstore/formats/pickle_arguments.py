@@ -10,6 +10,7 @@ only the opcodes are read.
 import re
 import struct
 from codecs import raw_unicode_escape_decode
+from contextlib import suppress
 
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.pickle_values import Chars, Code, Text
@@ -24,7 +25,6 @@ MAX_LINE = 1 << 30
 _MAX_INTEGER = 256  # bytes; numbers of as many digits still print under any setting of Python
 _MAX_DIGITS = 600
 _WINDOW, _MAX_WINDOW = 1 << 12, 1 << 18
-_INTEGER = re.compile(rb"[+-]?[0-9]+")
 _QUOTED = re.compile(rb"""'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+\"""", re.DOTALL)
 _ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = dict(zip(b"\\'\"abfnrtv", b"\\'\"\a\b\f\n\r\t\v", strict=True))
@@ -44,6 +44,7 @@ class Arguments:
         """The bytes from `start` to `end` of a file, by default all of it."""
         self._reader = reader
         self._end = reader.size if end is None else end
+        self.size = self._end - start
         self._step = _WINDOW
         self.window = b""
         self.start = start
@@ -148,22 +149,27 @@ class Arguments:
         return line
 
     def int_line(self) -> int:
-        """A decimal number, or a bool where it has a zero too many."""
+        """A number, or a bool where it has a zero too many."""
         line = self.line(_MAX_DIGITS)
-        return line == b"01" if line in (b"00", b"01") else self._decimal(line)
+        return line == b"01" if line in (b"00", b"01") else self._number(line)
 
     def long_line(self) -> int:
-        """A decimal number, perhaps with an L after it."""
-        return self._decimal(self.line(_MAX_DIGITS).removesuffix(b"L"))
+        """A number, perhaps with an L after it."""
+        return self._number(self.line(_MAX_DIGITS).removesuffix(b"L"))
 
-    def _decimal(self, digits: bytes) -> int:
-        if digits.isdigit() or _INTEGER.fullmatch(digits):
+    def _number(self, digits: bytes) -> int:
+        """A decimal number, or one as in the source code of Python or C, which are read as well."""
+        if digits.isdigit() and digits[:1] != b"0":
             return int(digits)
+        digits = digits.split(b"\0")[0]
+        for base in (0, 8):
+            with suppress(ValueError):
+                return int(digits, base)
         raise self.fail("has a number that is none")
 
     def float_line(self) -> float:
         """A decimal number with a point, or a special value."""
-        line = self.line(_MAX_DIGITS)
+        line = self.line(_MAX_DIGITS).split(b"\0")[0]
         try:
             if b"_" in line:  # which Python's own reader takes, but never writes
                 raise ValueError
@@ -174,9 +180,13 @@ class Arguments:
     def index_line(self) -> int:
         """The number of a memo entry."""
         line = self.line(_MAX_DIGITS)
-        if not line.isdigit():
+        try:
+            index = int(line.split(b"\0")[0])
+        except ValueError:
+            index = -1
+        if index < 0:
             raise self.fail("has a memo entry without a number")
-        return int(line)
+        return index
 
     def string_line(self) -> str | Chars:
         """A string of Python 2 in quotes."""

@@ -36,7 +36,6 @@ MIN_FLOATS = 16
 
 _MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
-_OF_TORCH = ("torch.storage", "_load_from_bytes")
 _FLOAT = ElementType(BY_NAME["f64"], 8)
 _BOOL = ElementType(BY_NAME["bool"], 1)
 # Each little-endian, then big-endian but for the first two: the machine formats of array.array.
@@ -95,10 +94,6 @@ def look(value: object) -> tuple[Found, Iterator[Pair]]:
         return [(SAME, _from_buffer(value.arguments))], iter(())
     if (module, name) == ("array", "_array_reconstructor"):
         return [(SAME, found) for found in _array_array(value.arguments)], iter(())
-    if (module, name) == _OF_TORCH:
-        return [(SAME, _unclear("is a storage of torch in a file of its own"))], iter(())
-    if module == "torch._utils":  # whose functions are given what the tensor is in
-        return [], iter([(SAME, argument) for argument in value.arguments])
     return [], children(value)
 
 

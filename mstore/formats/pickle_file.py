@@ -12,16 +12,20 @@ from typing import Literal
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import torch_tar
-from mstore.formats.base import HEAD_SIZE, BytesReader, Danger, Finding
+from mstore.formats.base import HEAD_SIZE, Danger, Finding
 from mstore.formats.pickle_arguments import Arguments
-from mstore.formats.pickle_arrays import look, place_of
+from mstore.formats.pickle_arrays import look
 from mstore.formats.pickle_layout import arrange
 from mstore.formats.pickle_paths import find
 from mstore.formats.pickle_policy import handed_over, is_delicate, judge, judge_call
 from mstore.formats.pickle_stack import Account, new_account
-from mstore.formats.pickle_values import Chars, Global
+from mstore.formats.pickle_torch import Inside, look_inside, note_all
+from mstore.formats.pickle_values import Global
 from mstore.formats.pickle_walk import walk_next
 from mstore.formats.remembered import Kept
+from mstore.formats.shifting import cover_all, shifted
+from mstore.formats.torch_storages import arrange as arrange_tensors
+from mstore.formats.torch_structure import find_arrays, find_tensors
 from mstore.layout import ByteReader, Layout
 
 _PROTOCOL = 0x80
@@ -32,12 +36,17 @@ _PROBED = 1000  # opcodes
 _FEW = 3
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w.]*")
 _MEMO = re.compile(rb"p[01]\n|q[\x00\x01]")
-_NESTED = ("torch.storage", "_load_from_bytes")
-_MAX_NESTED = 16 * 1024 * 1024
 _TOLD = {"call": "calls ", "import": "imports ", "hand over": "hands over ", "": ""}
-_HIDDEN = "would have torch load a file that is inside"
-_NOT_ALL = "has more in it than was looked through"
 _REFUSED = (FormatError, LimitExceededError, UnsafeInputError)
+
+
+@dataclass(frozen=True, slots=True)
+class Pickles:
+    """The values of a file's pickles, how many bytes follow that are none, and what is inside."""
+
+    values: list[object]
+    rest: int
+    inside: Inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +109,31 @@ def examine_pickles(reader: ByteReader) -> tuple[Layout, str | None]:
     `Format.layout` does.
     """
     account = new_account(reader.size)
-    values, rest = read_harmless(reader, account)
-    root = values[0] if len(values) == 1 else values
+    found = read_harmless(reader, account)
+    root = found.values[0] if len(found.values) == 1 else found.values
     name = "joblib" if account.inline else "pickle"
-    layout, note = arrange(name, reader.size, find(root, look))
-    if note is None and rest:
-        note = f"opaque bytes for the last {rest}, which are no pickle"
+    if found.inside.storages:
+        layout, note = arrange_all(name, reader.size, root, found.inside)
+    else:
+        layout, note = arrange(name, reader.size, find(root, look))
+    if note is None and found.rest:
+        note = f"opaque bytes for the last {found.rest}, which are no pickle"
     return layout, note
 
 
-def read_harmless(reader: ByteReader, account: Account) -> tuple[list[object], int]:
+def arrange_all(name: str, size: int, root: object, inside: Inside) -> tuple[Layout, str | None]:
+    """The layout of the arrays in a pickle and the tensors of torch, called as in files of torch.
+
+    Raises as `arrange` does.
+    """
+    uses = find_tensors(root, inside.storages)
+    tensors, left = arrange_tensors(uses, inside.places, big_endian=False)
+    arrays, left_too = arrange(name, size, find_arrays(root))
+    layout = cover_all(name, size, [tensors, shifted(arrays, 0, "")])
+    return layout, "; ".join(note for note in (left, left_too) if note) or None
+
+
+def read_harmless(reader: ByteReader, account: Account) -> Pickles:
     """`read_pickles`; raises UnsafeInputError if loading them does harm, whatever else is wrong.
 
     What they would do is kept for `find_deeds`.
@@ -157,6 +181,8 @@ def deeds(account: Account) -> Iterator[Deed]:
     called: set[tuple[str, str]] = set()
     for call in account.calls:
         danger, what = judge_call(call)
+        if id(call) in account.followed:
+            danger = "allowed"  # what it loads is judged, too
         if isinstance(call.function, Global):
             called.add((call.function.module, call.function.name))
         if (danger, what) not in told:
@@ -178,8 +204,8 @@ def _printable(name: str) -> str:
     return shown if len(name) <= 80 else f"{shown}…"
 
 
-def read_pickles(reader: ByteReader, account: Account) -> tuple[list[object], int]:
-    """The value of each pickle in a file, and how many bytes follow that are none.
+def read_pickles(reader: ByteReader, account: Account) -> Pickles:
+    """What the pickles of a file are.
 
     Raises FormatError, LimitExceededError and UnsafeInputError as `walk_next` does; `account` then
     has what was found before.
@@ -195,57 +221,8 @@ def read_pickles(reader: ByteReader, account: Account) -> tuple[list[object], in
             values.append(walk_next(arguments, account, inline=True))
         except _REFUSED:
             rest = end
+            note_all(Arguments(reader, reader.size - rest), account)
     if account.inline:
         # Only joblib knows where arrays are between the opcodes; to others they are opcodes.
-        _note_all(Arguments(reader), account)
-    _note_nested(reader, account)
-    return values, rest
-
-
-def _note_all(arguments: Arguments, account: Account) -> None:
-    """Note what pickles name and call, up to where they are broken for Python's fastest reader.
-
-    Raises UnsafeInputError where what they name cannot be told.
-    """
-    try:
-        while arguments.left:
-            walk_next(arguments, account, lenient=True)
-    except FormatError:
-        return
-    except LimitExceededError:
-        account.others.setdefault(_NOT_ALL, arguments.position)
-
-
-def _note_nested(reader: ByteReader, account: Account) -> None:
-    """Note what the pickles do that torch is to load from bytes, as it pickles its tensors."""
-    known: set[int] = set()
-    for call in account.calls:  # which grows with what is found
-        name, content = call.function, call.arguments[:1]
-        if not isinstance(name, Global) or (name.module, name.name) != _NESTED or not content:
-            continue
-        place = place_of(content[0])
-        if place is None:
-            raise UnsafeInputError(_HIDDEN)
-        if place.offset not in known:
-            known.add(place.offset)
-            _note_all(_inside(reader, place), account)
-
-
-def _inside(reader: ByteReader, place: Chars) -> Arguments:
-    """The pickles in bytes of a file; raises UnsafeInputError if what they hold is not known."""
-    if place.code == "raw":
-        inside = Arguments(reader, place.offset, place.offset + place.length)
-    elif place.length <= _MAX_NESTED:
-        held = reader.read(place.offset, place.length)
-        try:
-            text = held.decode("utf-8" if place.code == "utf8" else "raw-unicode-escape")
-            inside = Arguments(BytesReader(text.encode("latin-1")))
-        except UnicodeError:
-            raise UnsafeInputError(_HIDDEN) from None
-    else:
-        raise UnsafeInputError(_HIDDEN)
-    # Archives of any kind, torch would load too.
-    if not inside.left or inside.u8() != _PROTOCOL:
-        raise UnsafeInputError(_HIDDEN)
-    inside.at -= 1
-    return inside
+        note_all(Arguments(reader), account)
+    return Pickles(values, rest, look_inside(reader, account))

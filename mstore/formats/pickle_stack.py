@@ -42,7 +42,8 @@ class Account:
     `opcodes` and `memory` are what is left; the latter is in bytes, of `limit`. `globals` has the
     place of the first use of each name, by module and name; `calls` are in the order in which they
     would be made. `others` is what they would do besides, worded to follow "it …", with its place.
-    `inline` counts the arrays between the opcodes.
+    `inline` counts the arrays between the opcodes. `followed` has the ids of those calls that load
+    what was looked through, too.
     """
 
     opcodes: int
@@ -52,6 +53,7 @@ class Account:
     calls: list[Call] = field(default_factory=list)
     others: dict[str, int] = field(default_factory=dict)
     inline: int = 0
+    followed: set[int] = field(default_factory=set)
 
 
 def new_account(size: int) -> Account:

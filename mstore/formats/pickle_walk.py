@@ -31,6 +31,9 @@ from mstore.formats.pickle_values import (
 )
 from mstore.ids import Buffer
 
+ASKS = "asks whoever loads it for objects that are kept elsewhere"
+"""What a pickle does that has persistent ids, worded to follow "it …"."""
+
 _MAX_NAME = 4096  # characters of a module and a name in it
 _MAX_PROTOCOL = 5
 _STOP, _FLOAT = ord("."), ord("G")
@@ -246,7 +249,7 @@ class _Machine(Stack):
         self._push_persistent(self.values.pop())
 
     def _push_persistent(self, identifier: object) -> None:
-        self.note("asks whoever loads it for objects that are kept elsewhere")
+        self.note(ASKS)
         self.push(Persistent(identifier))
 
     def reduce(self) -> None:

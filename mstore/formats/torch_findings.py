@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from mstore.formats.base import Finding
 from mstore.formats.pickle_file import Deed
-
-_ASKS = "asks whoever loads it for objects that are kept elsewhere"
+from mstore.formats.pickle_walk import ASKS
 
 
 def told(deeds: Iterable[Deed], member: str = "") -> list[Finding]:
@@ -14,5 +13,5 @@ def told(deeds: Iterable[Deed], member: str = "") -> list[Finding]:
 
     That it asks for objects which are kept elsewhere is not told: the file has them, its storages.
     """
-    found = [deed.finding() for deed in deeds if deed.what != _ASKS]
+    found = [deed.finding() for deed in deeds if deed.what != ASKS]
     return [replace(one, where=f"{member}, {one.where}") for one in found] if member else found

@@ -19,23 +19,21 @@ from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import torch_tar
 from mstore.formats.base import HEAD_SIZE, Finding, Format, quote, read_exactly
 from mstore.formats.pickle_arguments import Arguments
-from mstore.formats.pickle_file import Deed, deeds, refuse_harm
-from mstore.formats.pickle_layout import arrange as arrange_arrays
+from mstore.formats.pickle_file import Deed, arrange_all, deeds, refuse_harm
 from mstore.formats.pickle_stack import Account, new_account
-from mstore.formats.pickle_walk import walk_next
+from mstore.formats.pickle_torch import Inside, look_inside
 from mstore.formats.remembered import Kept
 from mstore.formats.shifting import cover_all, shifted
 from mstore.formats.torch_findings import told
 from mstore.formats.torch_storages import Place, arrange
-from mstore.formats.torch_structure import find_arrays, find_tensors
+from mstore.formats.torch_stream import MAGIC, Stream, read_stream
+from mstore.formats.torch_structure import find_tensors
 from mstore.formats.torch_tensors import Use
 from mstore.layout import ByteReader, Layout
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_BINARY = re.escape(b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b".")
-_TEXT = f"L{_MAGIC}L\n".encode() + rb"\."
+_BINARY = re.escape(b"\x8a\x0a" + MAGIC.to_bytes(10, "little") + b".")
+_TEXT = f"L{MAGIC}L\n".encode() + rb"\."
 _START = re.compile(rb"\x80[\x02-\x05](?:\x95.{8})?" + _BINARY + b"|" + _TEXT, re.DOTALL)
-_VERSION = 1001
 _REFUSED = (FormatError, LimitExceededError, UnsafeInputError)
 _HARMLESS: Kept[list[Deed]] = Kept()  # what files would do that have been described
 
@@ -59,14 +57,15 @@ class TorchLegacyFormat(Format):
             raise UnsafeInputError(f"it {torch_tar.RUNS}")
         account = new_account(reader.size)
         try:
-            value, keys, end = _read(reader, account)
+            stream, inside = _read(reader, account)
         except _REFUSED:
             refuse_harm(account)
             raise
         _HARMLESS.keep(reader, refuse_harm(account))
-        uses = find_tensors(value)
-        tensors, left = arrange(uses, dict(_places(reader, uses, keys, end)), big_endian=False)
-        arrays, left_too = arrange_arrays(self.name, reader.size, find_arrays(value))
+        uses = find_tensors(stream.value)
+        places = dict(_places(reader, uses, stream.keys, stream.end))
+        tensors, left = arrange(uses, places, big_endian=False)
+        arrays, left_too = arrange_all(self.name, reader.size, stream.value, inside)
         layout = cover_all(self.name, reader.size, [tensors, shifted(arrays, 0, "")])
         return layout, "; ".join(note for note in (left, left_too) if note) or None
 
@@ -85,19 +84,9 @@ class TorchLegacyFormat(Format):
         return told(deeds(account))
 
 
-def _read(reader: ByteReader, account: Account) -> tuple[object, Sequence[str], int]:
-    """The saved structure, the keys of the storages, and where the first storage starts."""
-    arguments = Arguments(reader)
-    if walk_next(arguments, account) != _MAGIC:
-        raise FormatError("it does not start with torch's number")
-    if (version := walk_next(arguments, account)) != _VERSION:
-        raise FormatError(f"it is of version {quote(str(version))}")
-    walk_next(arguments, account)
-    value = walk_next(arguments, account)
-    keys = walk_next(arguments, account)
-    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-        raise FormatError("it has no list of storages")
-    return value, keys, arguments.position
+def _read(reader: ByteReader, account: Account) -> tuple[Stream, Inside]:
+    """The pickles of a file, and what is inside of them. Raises as both do that read them."""
+    return read_stream(Arguments(reader), account), look_inside(reader, account)
 
 
 def _places(

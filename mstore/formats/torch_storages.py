@@ -75,7 +75,8 @@ def _check(use: Use, place: Place) -> None:
     if use.dtype is not None:
         what = f"its tensor {quote(join(use.path))}"
         check_shape(use.dtype, _packed(use.dtype, use.shape), what)
-        if storage.start + use.reach * use.dtype.itemsize > place.size:
+        known = storage.nbytes is not None or not place.why
+        if known and storage.start + use.reach * use.dtype.itemsize > place.size:
             raise FormatError(f"{what} leaves its storage")
 
 
@@ -99,6 +100,8 @@ def _order_there(use: Use, place: Place) -> Order | None:
 
 def _why_left_out(use: Use, place: Place, *, whole: bool) -> str | None:
     """Why a tensor cannot be described; None if it can."""
+    if use.storage.nbytes is None and place.why:
+        return place.why
     if use.dtype is None:
         return f"is of type {quote(use.kind)}"
     if not use.exact:

@@ -6,7 +6,8 @@ parameters, buffers and modules. The parts of a sparse tensor are called as its 
 `w.indices` and `w.values`; those of others by the attributes that hold them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain
 
 from mstore.formats import pickle_arrays
@@ -60,13 +61,17 @@ _OF_SPARSE = {
 _Look = tuple[list[tuple[object, Call | Storage]], Iterator[Pair]]
 
 
-def find_tensors(root: object) -> list[Use]:
+def find_tensors(root: object, storages: Mapping[int, Storage] | None = None) -> list[Use]:
     """The tensors in a pickle's value, and storages by themselves, once for each place, in order.
+
+    `storages` are those that calls load, by the ids of the calls; where they are given, there are
+    no others.
 
     Raises FormatError for a tensor or a storage that is malformed, LimitExceededError for values
     nested too deeply.
     """
-    return [_use(path, found) for path, found in find(root, _look)]
+    look = _look if storages is None else partial(_look_for_loaded, storages)
+    return [_use(path, found, storages) for path, found in find(root, look)]
 
 
 def find_arrays(root: object) -> list[tuple[Path | None, Array]]:
@@ -74,10 +79,10 @@ def find_arrays(root: object) -> list[tuple[Path | None, Array]]:
     return find(root, _look_for_arrays)
 
 
-def _use(path: Path | None, found: Call | Storage) -> Use:
+def _use(path: Path | None, found: Call | Storage, storages: Mapping[int, Storage] | None) -> Use:
     if isinstance(found, Storage):
         return whole_storage(path, found)
-    return read_tensor(found, path, _own_function(found.function) or "")
+    return read_tensor(found, path, _own_function(found.function) or "", storages)
 
 
 def _look(value: object) -> _Look:
@@ -88,6 +93,21 @@ def _look(value: object) -> _Look:
         return [], _members(value)
     function = _own_function(value.function)
     return [(SAME, value)] if is_tensor(function) else [], _inside(value, function)
+
+
+def _look_for_loaded(storages: Mapping[int, Storage], value: object) -> _Look:
+    """The same, of storages that calls load."""
+    if (storage := storages.get(id(value))) is not None:
+        return [(SAME, storage)], iter(())
+    if not isinstance(value, Call):
+        return [], _members(value)
+    function = _own_function(value.function)
+    is_loaded = is_tensor(function) and id(_first(value)) in storages
+    return [(SAME, value)] if is_loaded else [], _inside(value, function)
+
+
+def _first(call: Call) -> object:
+    return call.arguments[0] if call.arguments else None
 
 
 def _look_for_arrays(value: object) -> tuple[list[tuple[object, Array]], Iterator[Pair]]:

@@ -7,6 +7,7 @@ made. Sources: torch/_utils.py, torch/_tensor.py, torch/storage.py and torch/ser
 PyTorch 0.4 to 2.13.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, TypeGuard
@@ -145,10 +146,17 @@ def whole_storage(path: Path | None, storage: Storage) -> Use:
     return Use(path, storage, dtype, storage.kind, 0, (count,), (1,))
 
 
-def read_tensor(call: Call, path: Path | None, function: str) -> Use:
-    """What a call of torch's `function` makes. Raises FormatError, LimitExceededError if none."""
+def read_tensor(
+    call: Call, path: Path | None, function: str, storages: Mapping[int, Storage] | None = None
+) -> Use:
+    """What a call of torch's `function` makes. Raises FormatError, LimitExceededError if none.
+
+    `storages` are those that other calls load, by the ids of the calls.
+    """
     arguments = call.arguments
-    storage = storage_of(arguments[0]) if len(arguments) >= 4 else None
+    storage = None
+    if len(arguments) >= 4:
+        storage = (storages or {}).get(id(arguments[0])) or storage_of(arguments[0])
     if storage is None:
         raise FormatError(f"its tensor {quote(join(path))} has no storage")
     offset, size, strides = arguments[1:4]

@@ -26,13 +26,12 @@ from collections.abc import Iterable, Mapping
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
 from mstore.formats.base import Finding, Format, WindowReader, quote, read_exactly
-from mstore.formats.pickle_file import find_deeds, read_harmless
-from mstore.formats.pickle_layout import arrange as arrange_arrays
+from mstore.formats.pickle_file import arrange_all, find_deeds, read_harmless
 from mstore.formats.pickle_stack import new_account
 from mstore.formats.shifting import cover_all, shifted
 from mstore.formats.torch_findings import told
 from mstore.formats.torch_storages import Place, arrange
-from mstore.formats.torch_structure import find_arrays, find_tensors
+from mstore.formats.torch_structure import find_tensors
 from mstore.layout import ByteReader, Layout
 
 _PICKLE = "/data.pkl"
@@ -79,10 +78,11 @@ class TorchFormat(Format):
         big_endian = _is_big_endian(reader, members, folder)
         member = members[folder + _PICKLE]
         pickled = _window(reader, member)
-        (value, *_), _ = read_harmless(pickled, new_account(reader.size))
+        pickles = read_harmless(pickled, new_account(reader.size))
+        value = pickles.values[0]
         places = _places(found, f"{folder}/data/")
         tensors, left = arrange(find_tensors(value), places, big_endian=big_endian)
-        arrays, left_too = arrange_arrays("pickle", pickled.size, find_arrays(value))
+        arrays, left_too = arrange_all("pickle", pickled.size, value, pickles.inside)
         layout = cover_all(self.name, reader.size, [tensors, shifted(arrays, member.data, "")])
         return layout, "; ".join(note for note in (left, left_too) if note) or None
 

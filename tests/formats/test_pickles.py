@@ -251,15 +251,6 @@ def test_what_is_not_understood_is_told(check):
     check(two, {}, f"opaque bytes for 3 of its arrays: {note}")
 
 
-def test_tensors_of_torch_in_a_pickle(check):
-    import torch
-
-    value = {"t": torch.arange(5.0), "a": numbers(3)}
-    for protocol in (0, 2, 4):
-        note = "opaque bytes for 1 of its arrays: 't' is a storage of torch in a file of its own"
-        check(pickle.dumps(value, protocol), {"a": numbers(3)}, note)
-
-
 def test_several_pickles_in_a_file(check):
     one, two = pickle.dumps({"w": numbers(3)}, 4), pickle.dumps([numbers(2)], 2)
     check(one + two, {"0.w": numbers(3), "1.0": numbers(2)})
