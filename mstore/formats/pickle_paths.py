@@ -11,7 +11,8 @@ MAX_DEPTH = 10_000
 """Deepest nesting of values; what Python pickles by itself is nested about 500 deep."""
 
 MAX_REPEATS = 200_000
-"""Most values that are looked at again, since they are in more than one place."""
+"""Most values that are looked at again, since they are in more than one place. No model comes near;
+a few hundred bytes can stand for any number of places."""
 
 MAX_NAME = 4096
 """Most characters of a joined path."""
@@ -27,11 +28,10 @@ Look = Callable[[object], tuple[list[tuple[object, T]], Iterator[Pair]]]
 def find(root: object, look: Look[T]) -> list[tuple[Path | None, T]]:
     """What `look` finds in a value and in all that is in it, once for each place, in order.
 
-    Values may be cyclic, and a few of them may stand for very many places: what is met again is
-    followed again only where something was found in it, it is not just being followed, and all that
-    comes to no more than `MAX_REPEATS`.
+    Values may be cyclic: what is met again is followed again only where something was found in it,
+    and it is not just being followed.
 
-    Raises LimitExceededError for values nested too deeply.
+    Raises LimitExceededError for values nested too deeply, or in more than `MAX_REPEATS` places.
     """
     search = _Search(look)
     search.run(root)
@@ -64,10 +64,10 @@ class _Search(Generic[T]):
         while stack:
             step = stack[-1]
             if step.again:  # each member counts, also plain ones: a long list has many
-                self.repeats += 1
+                self._count()
             pair = next(step.left, None)
-            if pair is None or (step.again and self.repeats > MAX_REPEATS):
-                self._close(stack.pop(), whole=pair is None)
+            if pair is None:
+                self._close(stack.pop())
                 continue
             key, value = pair
             if not isinstance(value, CONTAINERS):
@@ -84,8 +84,13 @@ class _Search(Generic[T]):
         known = id(value)
         if known in self.empty or known in self.open:
             return False
+        self._count()
+        return True
+
+    def _count(self) -> None:
         self.repeats += 1
-        return self.repeats <= MAX_REPEATS
+        if self.repeats > MAX_REPEATS:
+            raise LimitExceededError(f"its values are in more than {MAX_REPEATS} places")
 
     def _enter(self, value: object, path: Path | None, *, again: bool) -> _Step:
         self.seen[id(value)] = value
@@ -96,9 +101,9 @@ class _Search(Generic[T]):
             self.found.append((path if key is SAME else (path, key), item))
         return _Step(value, inside, path, known, again)
 
-    def _close(self, step: _Step, *, whole: bool) -> None:
+    def _close(self, step: _Step) -> None:
         self.open.discard(id(step.value))
-        if whole and step.known == len(self.found):
+        if step.known == len(self.found):
             self.empty.add(id(step.value))
 
 
