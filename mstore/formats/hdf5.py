@@ -11,7 +11,8 @@ without the leading slash. Its data is
 - in chunks without filters: the chunks are hidden segments, those that lie end to end as one (the
   chunks at the edges are stored whole, too), and the dataset is a view of them;
 - never written: a view of nothing but its fill value;
-- compressed, part of its header, or of a type that is no `DType`: opaque.
+- compressed, part of its header, of a type that is no `DType`, or more than 1 GiB larger than the
+  file: opaque.
 
 A dataset with two paths (hard links) is described under both, but a group with two paths only under
 the one that comes first. Soft links are passed over. Files that send their reader elsewhere
@@ -23,7 +24,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from mstore.dtypes import DType
-from mstore.errors import FormatError, UnsafeInputError
+from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import hdf5_process
 from mstore.formats.base import Danger, Finding, Format, WindowReader, quote
 from mstore.formats.hdf5_listing import Dataset, Listing, list_file
@@ -31,7 +32,18 @@ from mstore.formats.keras_config import config_findings
 from mstore.formats.naming import Names
 from mstore.formats.shifting import cover_all, shifted
 from mstore.formats.superblock import find_superblock
-from mstore.layout import ByteReader, Layout, Strided, Tensor, Tiled, View, cover, grid, opaque
+from mstore.layout import (
+    ByteReader,
+    Layout,
+    Strided,
+    Tensor,
+    Tiled,
+    View,
+    check_view,
+    cover,
+    grid,
+    opaque,
+)
 
 MISSING = "install mstore[hdf5] to see its datasets"
 """What to tell the user where h5py is not installed."""
@@ -129,7 +141,11 @@ def _describe(listing: Listing, size: int) -> _Parts:
         if start is None:
             # One that was never written, and is in no chunks, is one tile that is not stored.
             tile, offsets = dataset.tile or dataset.shape, tuple(dataset.offsets) or (-1,)
-            parts.views.append(View(tensor, Tiled(tile, offsets, dataset.fill)))
+            view = View(tensor, Tiled(tile, offsets, dataset.fill))
+            if _is_too_large(view, size):
+                parts.left["much larger than the file"] += 1
+                continue
+            parts.views.append(view)
             if dataset.offsets and dataset.address not in known:
                 _add_tiles(parts, names, tensor, dataset)
         elif dataset.address in known:
@@ -163,6 +179,15 @@ def _why_opaque(dataset: Dataset, dtype: DType) -> str:
     if dataset.layout not in ("contiguous", "chunked"):
         return "in layouts unknown"
     return "" if len(dataset.fill) == dtype.itemsize else "with fill values unknown"
+
+
+def _is_too_large(view: View, size: int) -> bool:
+    """Whether a dataset is by far larger than its file, since most of it was never written."""
+    try:
+        check_view(view, size)
+    except LimitExceededError:
+        return True
+    return False
 
 
 def _add_tiles(parts: _Parts, names: Names, tensor: Tensor, dataset: Dataset) -> None:

@@ -294,6 +294,21 @@ def test_compact_datasets_are_counted():
     assert examine(data)[1] == "opaque bytes for 1 of 1 datasets: 1 inside their headers"
 
 
+def test_datasets_much_larger_than_their_file():
+    """They alone are opaque, for none but who made them wants to have them."""
+
+    def make(file):
+        file["w"] = np.arange(3.0)
+        file.create_dataset("never", (2**29,), "f4")
+        file.create_dataset("tiles", (2**29,), "f4", chunks=(2**20,))[0] = 1
+        file.create_dataset("few", (2**20,), "f4")
+
+    layout, told = examine(write(make))
+    assert told == "opaque bytes for 2 of 4 datasets: 2 much larger than the file"
+    named = [s.tensor.name for s in layout.segments if s.tensor]
+    assert (named, [view.tensor.name for view in layout.views]) == (["w"], ["few"])
+
+
 def test_complex_numbers_of_hdf5_2():
     def make(file):
         raw_dataset(file, b"w", h5t.COMPLEX_IEEE_F32LE, np.array([1 + 2j], "c8"))

@@ -2,7 +2,6 @@
 
 import io
 import os
-import time
 
 import h5py
 import numpy as np
@@ -147,8 +146,9 @@ class TestTooMuch:
         def make(file):
             file.create_dataset("w", (1 << 38,), "f4", chunks=chunks)
 
-        with pytest.raises(LimitExceededError, match="would take"):
-            examine(write(make))
+        layout, note = examine(write(make))
+        assert not layout.views
+        assert note == "opaque bytes for 1 of 1 datasets: 1 much larger than the file"
 
     def test_compressed_bomb_is_not_inflated(self):
         def make(file):
@@ -219,13 +219,13 @@ def sample(libver):
 def outcome(data):
     """What becomes of a file: a layout that covers it, or the name of the error."""
     reader = BytesReader(data)
-    started = time.monotonic()
+    started = sum(os.times()[:4])
     try:
         layout, _ = Hdf5Format().examine(reader)
     except MstoreError as error:
         return type(error).__name__
     finally:
-        assert time.monotonic() - started < SECONDS
+        assert sum(os.times()[:4]) - started < SECONDS
     assert sum(segment.length for segment in layout.segments) == len(data)
     return "layout"
 
