@@ -1,6 +1,6 @@
 """`mstore show`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import click
 
@@ -9,7 +9,7 @@ from mstore.cli.describe import Describer
 from mstore.cli.invocation import Invocation, command, complete_revision
 from mstore.cli.tables import Column, Table, cut_middle
 from mstore.cli.tensors import Namer, list_tensors, print_tensors, size_cells
-from mstore.objects import Manifest
+from mstore.objects import Manifest, SegmentChunks
 from mstore.ops.coded import codings
 from mstore.snapshot import FileView, Snapshot
 
@@ -33,7 +33,7 @@ def show(call: Invocation, revision: str, tensors: bool) -> None:
     With the path of a file, that file and its tensors; with that of a folder, the files in it.
 
     The stored size of a file or tensor is what its chunks take in the repository, also where
-    other versions share them.
+    other versions share them; that of all files together counts what they share once.
 
     For a tensor, base is the nearest version that has what its chunks are coded against, and the
     file and tensor there if they are not called the same. 3/8 means that so many of its chunks are,
@@ -68,8 +68,15 @@ def show(call: Invocation, revision: str, tensors: bool) -> None:
     for line in lines[:1] if located.path else lines:
         output.data(line)
     output.data()
-    _print_files(contents, stored)
+    _print_files(contents, stored, _stored_together(call, contents.values()))
     print_tensors(listed, Namer(call, located.revision, identifier))
+
+
+def _stored_together(call: Invocation, manifests: Iterable[Manifest]) -> int:
+    """Bytes that the chunks of all files take, those that several of them share once."""
+    ids = {chunk for manifest in manifests for chunk, _ in manifest.chunks()}
+    (coding,) = codings(call.db, [SegmentChunks(0, b"".join(ids))])
+    return coding.stored
 
 
 def _document(file: FileView, stored: int) -> dict[str, object]:
@@ -84,7 +91,9 @@ def _document(file: FileView, stored: int) -> dict[str, object]:
     }
 
 
-def _print_files(contents: Mapping[str, Manifest], stored: Mapping[str, int]) -> None:
+def _print_files(
+    contents: Mapping[str, Manifest], stored: Mapping[str, int], together: int
+) -> None:
     table = Table(
         [
             Column("file", cut=cut_middle),
@@ -107,8 +116,7 @@ def _print_files(contents: Mapping[str, Manifest], stored: Mapping[str, int]) ->
         )
     table.print()
     whole = sum(manifest.size for manifest in contents.values())
-    all_stored = sum(stored.values())
     output.data(
         f"  {text.count(len(contents), 'file')}, {text.size(whole)}, "
-        f"stored in {text.size(all_stored)} ({text.share(all_stored, whole)})"
+        f"stored in {text.size(together)} ({text.share(together, whole)})"
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mstore.cli import text
 from mstore.cli.tensors import _Sharing
 from mstore.dtypes import BY_NAME
 from mstore.layout import Strided, Tensor, View
@@ -119,3 +120,15 @@ def test_tensors_that_only_touch_share_nothing() -> None:
     assert names(12, 2) == ("a", "b")
     assert names(32, 4) == ()
     assert names(16, 8) == ("b",)
+
+
+def test_what_files_share_is_stored_once(first: str, mstore: Any) -> None:
+    weights = np.random.default_rng(0).standard_normal(50_000).astype("f4")
+    for name in ("one.npy", "other.npy"):
+        np.save(name, weights)
+    mstore.commit()
+    files = {one["path"]: one["bytes_stored"] for one in mstore.json("show")["files"]}
+    assert files["one.npy"] == files["other.npy"] > 100_000
+    (total,) = (line for line in mstore.ok("show").lines if "stored in" in line)
+    together = sum(files.values()) - files["other.npy"]  # all of it is the other's, too
+    assert f"stored in {text.size(together)} (" in total
