@@ -5,15 +5,17 @@
     model.weights.h5   an HDF5 file, stored, with what `save_weights` writes
     assets/…           vocabularies and the like
 
-Tensors are called as in the HDF5 file: `layers/dense/vars/0`.
+Tensors are called as in the HDF5 file: `layers/dense/vars/0`. Keras builds the model before it
+looks for weights, so an archive without them, or with others, is judged all the same.
 Source: keras/src/saving/saving_lib.py of Keras 3.15.
 """
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
 from mstore.formats.base import Finding, Format, WindowReader, quote, read_exactly
+from mstore.formats.deflated import inflate
 from mstore.formats.hdf5 import Hdf5Format
-from mstore.formats.keras_config import MAX_CONFIG, config_findings
+from mstore.formats.keras_config import MAX_CONFIG, config_findings, is_model
 from mstore.formats.shifting import cover_all, shifted
 from mstore.layout import ByteReader, Layout
 
@@ -27,11 +29,14 @@ class KerasFormat(Format):
     name = "keras"
 
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
-        """A zip archive with the three members that Keras always writes."""
+        """A zip archive with a configuration and weights, or with the configuration of a model."""
         if not head.startswith(zipdir.MAGIC):
             return False
         try:
-            return {_METADATA, _CONFIG, _WEIGHTS} <= _members(reader).keys()
+            members = _members(reader)
+            if _CONFIG not in members:
+                return False
+            return _WEIGHTS in members or is_model(_config(reader, members[_CONFIG]))
         except (FormatError, LimitExceededError):
             return head[30 : 30 + len(_METADATA)] == _METADATA.encode()  # the first that it writes
 
@@ -43,7 +48,7 @@ class KerasFormat(Format):
         """The layout, and how many datasets are not described and why."""
         member = _members(reader).get(_WEIGHTS)
         if member is None:
-            raise FormatError(f"it has no {_WEIGHTS}")
+            return cover_all(self.name, reader.size, []), f"it has no {_WEIGHTS}"
         if member.method != zipdir.STORED:
             return cover_all(self.name, reader.size, []), f"its {_WEIGHTS} is compressed"
         try:
@@ -58,7 +63,7 @@ class KerasFormat(Format):
         config, weights = members.get(_CONFIG), members.get(_WEIGHTS)
         found: list[Finding] = []
         if config is not None:
-            found += _config_findings(reader, config)
+            found += config_findings(_config(reader, config), _CONFIG)
         if weights is None:
             return found
         if weights.method != zipdir.STORED:
@@ -74,13 +79,15 @@ def _window(reader: ByteReader, member: zipdir.Member) -> WindowReader:
     return WindowReader(reader, member.data, member.size)
 
 
-def _config_findings(reader: ByteReader, member: zipdir.Member) -> list[Finding]:
-    if member.method != zipdir.STORED:
-        return [Finding("unknown", "has a compressed configuration", _CONFIG)]
+def _config(reader: ByteReader, member: zipdir.Member) -> str:
+    """The text of the configuration."""
     if member.size > MAX_CONFIG:
         raise LimitExceededError(f"its configuration has more than {MAX_CONFIG} bytes")
-    text = read_exactly(reader, member.data, member.size, quote(_CONFIG))
+    if member.method == zipdir.STORED:
+        raw = read_exactly(reader, member.data, member.size, quote(_CONFIG))
+    else:
+        raw = inflate(reader, member)
     try:
-        return config_findings(text.decode("utf-8"), _CONFIG)
+        return raw.decode("utf-8")
     except UnicodeDecodeError:
         raise FormatError("its configuration is not UTF-8") from None

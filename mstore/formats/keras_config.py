@@ -18,9 +18,16 @@ MAX_CONFIG = 16 << 20
 """Most bytes of a configuration; 1000 for each layer are usual."""
 
 _KERAS = {"keras", "keras_hub", "keras_cv", "keras_nlp", "tf_keras", "tensorflow", "builtins"}
+_LAYOUTS = {"src", "api", "_tf_keras", "python", "keras", "tf_keras", "tensorflow"}
 _LOOKUPS = {"StringLookup", "IntegerLookup", "IndexLookup", "TextVectorization", "Hashing"}
 # Modules of Keras whose functions are no part of a model but read, write and fetch files.
-_TOOLS = {"keras.utils", "keras.saving", "keras.models", "keras.config", "keras.preprocessing"}
+_TOOLS = {"utils", "saving", "models", "config", "preprocessing", "datasets", "legacy", "export"}
+# Modules and functions of TensorFlow that do so, or run code.
+_TOOLS_OF_TENSORFLOW = {
+    *("io", "gfile", "raw_ops", "saved_model", "data", "summary", "debugging", "train"),
+    *("load_op_library", "load_library", "py_function", "py_func", "numpy_function"),
+}
+_OPERATIONS = {"TFOpLambda", "SlicingOpLambda", "ClassMethod"}  # layers of Keras 2
 
 
 def config_findings(text: str, where: str) -> list[Finding]:
@@ -28,18 +35,30 @@ def config_findings(text: str, where: str) -> list[Finding]:
 
     Raises FormatError if it is no JSON, LimitExceededError if it is nested too deeply.
     """
+    found = {
+        Finding(finding.danger, finding.what, where): None
+        for node in _objects(_parsed(text))
+        for finding in _judge(node)
+    }
+    return list(found)
+
+
+def is_model(text: str) -> bool:
+    """Whether a text may be the configuration of a model: an object that says its class.
+
+    Raises as `config_findings` does.
+    """
+    value = _parsed(text)
+    return isinstance(value, dict) and "class_name" in value
+
+
+def _parsed(text: str) -> object:
     try:
-        value = json.loads(text)  # as Keras reads it: NaN is a number, the last of two keys counts
+        return json.loads(text)  # as Keras reads it: NaN is a number, the last of two keys counts
     except RecursionError:
         raise LimitExceededError("its configuration is nested too deeply") from None
     except ValueError as error:
         raise FormatError(f"its configuration is no JSON: {error}") from None
-    found = {
-        Finding(finding.danger, finding.what, where): None
-        for node in _objects(value)
-        for finding in _judge(node)
-    }
-    return list(found)
 
 
 def _objects(value: object) -> Iterator[dict[str, object]]:
@@ -71,14 +90,21 @@ def _judge(node: dict[str, object]) -> Iterator[Finding]:
         yield Finding("dangerous", f"loads a SavedModel from elsewhere for its layer {shown}")
     elif name in _LOOKUPS and isinstance(inner.get("vocabulary"), str):
         yield Finding("dangerous", f"reads the file {quote(str(inner['vocabulary']))}")
+    elif name in _OPERATIONS and _runs(str(inner.get("function"))):
+        yield Finding("dangerous", f"calls {quote('tf.' + str(inner['function']))}")
     yield from _judge_origin(node, name, config)
+
+
+def _runs(function: str) -> bool:
+    """Whether a function of TensorFlow, by its name with dots, is more than arithmetic."""
+    return not _TOOLS_OF_TENSORFLOW.isdisjoint(function.split("."))
 
 
 def _judge_origin(node: dict[str, object], name: str, config: object) -> Iterator[Finding]:
     """What is to be said of the module that an object comes from."""
     module, registered = node.get("module"), node.get("registered_name")
-    is_function = name == "function"
-    shown = quote(str(config) if is_function else name)
+    used = str(config) if name == "function" else name
+    shown = quote(used)
     if not isinstance(module, str):
         if isinstance(registered, str) and "module" in node:
             yield Finding("unknown", f"uses {shown}, which is not of Keras")
@@ -88,5 +114,17 @@ def _judge_origin(node: dict[str, object], name: str, config: object) -> Iterato
         yield Finding("dangerous", f"uses {shown} of Python's own module {quote(module)}")
     elif package not in _KERAS:
         yield Finding("unknown", f"uses {shown} of {quote(module)}, which is not of Keras")
-    elif is_function and any(f"{module}.".startswith(f"{tool}.") for tool in _TOOLS):
-        yield Finding("dangerous", f"calls {quote(f'{module}.{config}')}, which no model needs")
+    elif not used[:1].isupper() and _is_tool(module, used):
+        yield Finding("dangerous", f"calls {quote(f'{module}.{used}')}, which no model needs")
+
+
+def _is_tool(module: str, function: str) -> bool:
+    """Whether a function of Keras or TensorFlow is no part of a model.
+
+    Keras takes the name of a function for that of a class, too.
+    """
+    parts = module.split(".")
+    if parts[0] == "tensorflow" and _runs(f"{module}.{function}"):
+        return True
+    inner = (part for part in parts if part not in _LAYOUTS)
+    return next(inner, "") in _TOOLS

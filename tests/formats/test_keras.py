@@ -14,6 +14,8 @@ import pytest
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import hdf5_process, keras_config
 from mstore.formats.base import BytesReader, Finding
+from mstore.formats.detect import describe
+from mstore.formats.hazards import find_hazards
 from mstore.formats.hdf5 import MISSING, Hdf5Format
 from mstore.formats.keras import KerasFormat
 from mstore.formats.keras_config import config_findings
@@ -159,8 +161,10 @@ def test_sniff():
 
     assert sniff(archive())
     assert sniff(archive()[:-1])  # damaged, but of this format
-    assert not sniff(archive(members=MEMBERS[1:]))
+    assert sniff(archive(members=MEMBERS[1:]))  # Keras does not look for the other one
     assert not sniff(archive(members=MEMBERS[:2]))
+    assert not sniff(archive(members=MEMBERS[::2]))
+    assert not sniff(archive("[]", members=MEMBERS[:2]))
     assert not sniff(b"")
     assert not sniff(b"PK\3\4")
     with pytest.raises(FormatError):
@@ -173,10 +177,24 @@ def test_compressed_weights_stay_opaque():
     layout, note = KerasFormat().examine(reader)
     assert layout.segments == (Segment(0, len(data)),)
     assert note == "its model.weights.h5 is compressed"
-    assert [found.where for found in KerasFormat().findings(reader)] == [
-        "config.json",
-        "model.weights.h5",
-    ]
+    assert [found.where for found in KerasFormat().findings(reader)] == ["model.weights.h5"]
+
+
+RUNS = json.dumps({"config": {"value": "4wEA"}, "class_name": "__lambda__"})
+
+
+def test_keras_builds_a_model_before_it_looks_for_weights():
+    data = archive(RUNS.replace("class_name", "class\\u005fname"), members=MEMBERS[1:2])
+    hazards = find_hazards(BytesReader(data))
+    assert (hazards.format, hazards.verdict) == ("keras", "dangerous")
+    harmless = archive('{"class_name": "Dense"}', members=MEMBERS[:2])
+    layout, note = describe(BytesReader(harmless))
+    assert (layout.format, note) == ("keras", "it has no model.weights.h5")
+
+
+def test_a_compressed_configuration_is_looked_into():
+    data = archive(RUNS, method=zipfile.ZIP_DEFLATED)
+    assert find_hazards(BytesReader(data)).verdict == "dangerous"
 
 
 def test_what_is_wrong_with_the_weights_is_told():
@@ -238,6 +256,30 @@ class TestConfigurations:
                 "calls 'keras.utils.get_file', which no model needs",
             ),
             (
+                {"module": "keras.utils", "class_name": "get_file", "config": {}},
+                "dangerous",
+                "calls 'keras.utils.get_file', which no model needs",
+            ),
+            (
+                {
+                    "module": "keras.src.utils.file_utils",
+                    "class_name": "function",
+                    "config": "get_file",
+                },
+                "dangerous",
+                "calls 'keras.src.utils.file_utils.get_file', which no model needs",
+            ),
+            (
+                {"module": "tensorflow.io", "class_name": "function", "config": "write_file"},
+                "dangerous",
+                "calls 'tensorflow.io.write_file', which no model needs",
+            ),
+            (
+                {"class_name": "TFOpLambda", "config": {"function": "io.write_file"}},
+                "dangerous",
+                "calls 'tf.io.write_file'",
+            ),
+            (
                 {"module": "my.layers", "class_name": "Mine", "registered_name": "my>Mine"},
                 "unknown",
                 "uses 'Mine' of 'my.layers', which is not of Keras",
@@ -259,6 +301,9 @@ class TestConfigurations:
         "node",
         [
             {"module": "keras.layers", "class_name": "Dense", "registered_name": None},
+            {"module": "keras.utils", "class_name": "FeatureSpace", "config": {}},
+            {"class_name": "TFOpLambda", "config": {"function": "math.multiply"}},
+            {"module": "keras.src.models.functional", "class_name": "Functional"},
             {"module": "keras.activations", "class_name": "function", "config": "relu"},
             {"module": "builtins", "class_name": "function", "config": "relu"},
             {"class_name": "Lambda", "config": {"function": {"class_name": "function"}}},
