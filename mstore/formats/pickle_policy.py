@@ -22,7 +22,15 @@ from mstore.formats.pickle_names import (
     NAMES,
     OF_FRAMES,
 )
-from mstore.formats.pickle_values import CONTAINERS, Call, Chars, Global, children
+from mstore.formats.pickle_values import (
+    CONTAINERS,
+    Call,
+    Chars,
+    Extension,
+    Global,
+    Persistent,
+    children,
+)
 
 _NESTED_CLASS = re.compile(rf"{CLASS}(\.{CLASS})+")
 _DUNDER = re.compile(r"__\w+__")
@@ -218,6 +226,21 @@ def handed_over(calls: Iterable[Call]) -> Iterator[Global]:
 
 def _holds(value: object) -> bool:
     return isinstance(value, CONTAINERS) and not isinstance(value, Call)
+
+
+def may_be_anything(value: object) -> bool:
+    """Whether a value may be text, or be called, when the pickle is loaded: what a function gives.
+
+    An object of a class is none of both, nor what is known to make arrays and the like.
+    """
+    if not isinstance(value, Call):
+        return isinstance(value, Extension | Persistent)
+    function = value.function
+    if not isinstance(function, Global):
+        return True
+    if function.name in ("str", "unicode"):
+        return True
+    return not function.name[:1].isupper() and judge(function.module, function.name) != "allowed"
 
 
 def is_delicate(module: str, name: str) -> bool:

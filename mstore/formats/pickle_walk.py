@@ -16,6 +16,7 @@ from mstore.errors import LimitExceededError, UnsafeInputError
 from mstore.formats.base import BytesReader
 from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_inline import is_wrapper, read_inline
+from mstore.formats.pickle_policy import may_be_anything
 from mstore.formats.pickle_stack import LEAST_RUN, VALUE, Account, Stack, new_account
 from mstore.formats.pickle_values import (
     Call,
@@ -214,7 +215,7 @@ class _Machine(Stack):
     def stack_global(self) -> None:
         name, module = self.values.pop(), self.values.pop()
         if not isinstance(name, str) or not isinstance(module, str):
-            if not self._lenient or any(map(_may_be_text, (name, module))):
+            if not self._lenient or any(map(may_be_anything, (name, module))):
                 raise self._unsafe("looks up a name that is no text")
             raise self.arguments.fail("looks up a name that is no text")
         self._push_global(module, name)
@@ -280,7 +281,9 @@ class _Machine(Stack):
                 raise self.arguments.fail("calls something with no arguments to speak of")
             arguments, keywords = (), None
         made = Call(function, arguments, keywords, at=self.arguments.position - 1)
-        self.note_call(made)
+        # Objects are hardly called where bytes of arrays are taken for opcodes, but by chance.
+        if not self._lenient or isinstance(function, Global) or may_be_anything(function):
+            self.note_call(made)
         self.push(made, _CALL)
 
     def build(self) -> None:
@@ -303,11 +306,6 @@ class _Machine(Stack):
             content = walk_next(self.arguments, self.account)
         self.account.inline += 1
         self.values[-1] = Inline(wrapper, content)
-
-
-def _may_be_text(value: object) -> bool:
-    """Whether a value may be text that only loading the pickle would make."""
-    return isinstance(value, Call | Chars) and not (isinstance(value, Call) and is_wrapper(value))
 
 
 def _table(of: dict[bytes, Callable[..., object]]) -> list[Callable[..., object] | None]:

@@ -241,3 +241,33 @@ def test_names_of_other_modules():
     for dotted in ("mylib.CDLL", "mylib.check_output", "statistics.reduce", "mylib.memmap"):
         assert judge(*dotted.rsplit(".", 1)) == "dangerous"
     assert judge("numpy.core.memmap", "memmap") == "allowed"
+
+
+def test_a_name_that_only_loading_makes():
+    """In the bytes of an array, which are opcodes to pickle; objects that lie there are no names."""
+    made = call("builtins.str", name("builtins.int")) + text("system") + b"\x93" + text("true")
+    evil = made + b"\x85R."
+    data = b"\x80\x04" + WRAPPER + b")\x81" + said(count=len(evil)) + evil + b"."
+    assert hazards(data).verdict == "dangerous"
+    odd = call("mylib.Model") + text("x") + b"\x93."
+    data = b"\x80\x04" + WRAPPER + b")\x81" + said(count=len(odd)) + odd + b"."
+    assert hazards(data).verdict == "unknown"
+
+
+class Model:
+    """An object that holds others in an array."""
+
+    def __init__(self, *values):
+        self.values = np.array([*values, None], object)
+        self.rest = np.arange(3.0)
+
+
+def test_arrays_of_objects_are_good_files_to_joblib_alone():
+    """Their pickles have a memo of their own, which whoever reads on as in one pickle mixes up."""
+    value = Model(Model(Model(np.arange(3.0)), {"a": Model()}), datetime.date(2026, 1, 1), Model())
+    for protocol in range(6):
+        stream = io.BytesIO()
+        joblib.dump({"x": value, "y": [value, Model(value)]}, stream, protocol=protocol)
+        reader = BytesReader(stream.getvalue())
+        assert describe(reader)[1] is None
+        assert find_hazards(reader).verdict == "unknown"
