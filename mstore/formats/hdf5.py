@@ -31,6 +31,7 @@ from mstore.formats.hdf5_listing import Dataset, Listing, list_file
 from mstore.formats.keras_config import config_findings
 from mstore.formats.naming import Names
 from mstore.formats.shifting import cover_all, shifted
+from mstore.formats.strides import dense_strides
 from mstore.formats.superblock import find_superblock
 from mstore.layout import (
     ByteReader,
@@ -149,7 +150,9 @@ def _describe(listing: Listing, size: int) -> _Parts:
             if dataset.offsets and dataset.address not in known:
                 _add_tiles(parts, names, tensor, dataset)
         elif dataset.address in known:
-            parts.views.append(View(tensor, Strided(start, _strides(tensor))))
+            parts.views.append(
+                View(tensor, Strided(start, dense_strides(tensor.shape, tensor.dtype.itemsize)))
+            )
         else:
             parts.tensors.append((start, tensor))
         known.add(dataset.address)
@@ -216,16 +219,6 @@ def _place(number: int, counts: tuple[int, ...]) -> tuple[int, ...]:
         number, at = divmod(number, count)
         place.append(at)
     return tuple(reversed(place))
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    """Bytes between neighbours along each axis, in row-major order."""
-    strides = []
-    step = tensor.dtype.itemsize
-    for extent in reversed(tensor.shape):
-        strides.append(step)
-        step *= extent
-    return tuple(reversed(strides))
 
 
 def _note(left: Counter[str], count: int) -> str | None:

@@ -14,6 +14,7 @@ from mstore.formats.naming import Names
 from mstore.formats.pickle_arrays import Array
 from mstore.formats.pickle_paths import Path, join
 from mstore.formats.pickle_values import Chars, Floats
+from mstore.formats.strides import dense_strides
 from mstore.layout import Layout, Order, Recoded, Recoding, Strided, Tensor, View, cover
 
 MAX_TENSORS = 500_000
@@ -83,7 +84,7 @@ class _Plan:
         if first and axes is None:
             self.tensors.append((offset, tensor))
             return
-        strides = _strides(tensor)
+        strides = dense_strides(tensor.shape, tensor.dtype.itemsize, tensor.order)
         if axes is None:
             axes = tuple(range(len(strides)))
         elif first:
@@ -105,16 +106,6 @@ class _Plan:
 
 def _order(array: Array) -> Order:
     return "F" if array.fortran and len(array.shape) > 1 else "C"
-
-
-def _strides(tensor: Tensor) -> list[int]:
-    """The strides in bytes of a tensor that lies as its order says."""
-    strides = []
-    step = tensor.dtype.itemsize
-    for extent in tensor.shape if tensor.order == "F" else tensor.shape[::-1]:
-        strides.append(step)
-        step *= extent
-    return strides if tensor.order == "F" else strides[::-1]
 
 
 def _check_size(tensor: Tensor, place: Chars, most: int) -> None:
