@@ -5,6 +5,7 @@ floats in lists are kept as one value each, see `Floats`, and of long lists and 
 what may have arrays in it.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 from mstore.errors import LimitExceededError
@@ -62,7 +63,7 @@ def new_account(size: int) -> Account:
     return Account(MAX_OPCODES, memory, memory)
 
 
-class Stack:
+class Stack(ABC):
     """The values of a pickle: what was pushed and what was put in the memo.
 
     Opcodes raise IndexError where they need more values than there are.
@@ -175,9 +176,9 @@ class Stack:
         self.charge(8 * len(members))
         target += members
 
+    @abstractmethod
     def elements_of(self, value: object) -> list[object]:
         """The members of a list or of an object, to be added to; the machine says of what else."""
-        raise NotImplementedError
 
     def add_pairs(self, target: list[Pair], flat: list[object]) -> None:
         """Add keys and values, which take turns in `flat`, to those of a dictionary."""
