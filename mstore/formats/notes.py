@@ -8,8 +8,8 @@ from mstore.formats.base import quote
 _MAX_TOLD = 2
 
 
-def opaque_note(left: Collection[tuple[str, str]], count: int, things: str) -> str | None:
-    """The note on those of `count` things (tensors, arrays) that stay opaque; None without any.
+def note_on(left: Collection[tuple[str, str]], what: str) -> str | None:
+    """How many there are of `what` ("{} of its tensors are not listed"), and why; None without any.
 
     `left` has the name of each and why it is left out, which continues it: "is of type 7".
     """
@@ -17,4 +17,9 @@ def opaque_note(left: Collection[tuple[str, str]], count: int, things: str) -> s
         return None
     told = ", ".join(f"{quote(name)} {why}" for name, why in islice(left, _MAX_TOLD))
     more = ", …" if len(left) > _MAX_TOLD else ""
-    return f"opaque bytes for {len(left)} of {count} {things}: {told}{more}"
+    return f"{what.format(len(left))}: {told}{more}"
+
+
+def opaque_note(left: Collection[tuple[str, str]], count: int, things: str) -> str | None:
+    """`note_on` those of `count` things (tensors, arrays) that stay opaque."""
+    return note_on(left, f"opaque bytes for {{}} of {count} {things}")

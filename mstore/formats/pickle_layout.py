@@ -11,6 +11,7 @@ from typing import Final
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import check_shape, quote
 from mstore.formats.naming import Names
+from mstore.formats.notes import note_on
 from mstore.formats.pickle_arrays import Array
 from mstore.formats.pickle_paths import Path, join
 from mstore.formats.pickle_values import Chars, Floats
@@ -20,7 +21,6 @@ from mstore.layout import Layout, Order, Recoded, Recoding, Strided, Tensor, Vie
 MAX_TENSORS = 500_000
 """Most arrays in a file."""
 
-_MAX_TOLD = 2
 _MATERIAL = "storage:"  # before the name of an array: the bytes that only views see
 # The code of text, and how many bytes of it one byte may take.
 _TEXT: Final[dict[str, tuple[Recoding, int]]] = {"utf8": ("latin1", 2), "escaped": ("escaped", 10)}
@@ -97,11 +97,7 @@ class _Plan:
 
     def note(self) -> str | None:
         """What to tell of the arrays that stay opaque, and why they do."""
-        if not self.left:
-            return None
-        told = [f"{quote(path)} {why}" for path, why in self.left[:_MAX_TOLD]]
-        more = ", …" if len(self.left) > _MAX_TOLD else ""
-        return f"opaque bytes for {len(self.left)} of its arrays: {', '.join(told)}{more}"
+        return note_on(self.left, "opaque bytes for {} of its arrays")
 
 
 def _order(array: Array) -> Order:

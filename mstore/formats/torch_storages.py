@@ -13,6 +13,7 @@ from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import check_shape, quote
 from mstore.formats.naming import Names
+from mstore.formats.notes import note_on
 from mstore.formats.pickle_paths import join
 from mstore.formats.shifting import Contents
 from mstore.formats.torch_tensors import Use
@@ -21,7 +22,6 @@ from mstore.layout import Order, Strided, Tensor, View
 MAX_TENSORS = 200_000
 """Most tensors in a file."""
 
-_MAX_TOLD = 2
 _MATERIAL = "storage:"  # before the name of a tensor: the storage that only views see
 
 
@@ -162,11 +162,7 @@ class _Plan:
 
     def note(self) -> str | None:
         """What to tell of the tensors that are left out, and why they are."""
-        if not self.left:
-            return None
-        told = [f"{quote(path)} {why}" for path, why in self.left[:_MAX_TOLD]]
-        more = ", …" if len(self.left) > _MAX_TOLD else ""
-        return f"{len(self.left)} of its tensors are not listed: {', '.join(told)}{more}"
+        return note_on(self.left, "{} of its tensors are not listed")
 
 
 def _strided(use: Use, dtype: DType, place: Place) -> Strided:
