@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
+from mstore.formats import torch_tar
 from mstore.formats.base import HEAD_SIZE, Format
 from mstore.formats.companion import Companion
 from mstore.formats.later import LaterCompanion, LaterFormat
@@ -21,7 +22,11 @@ def _begins(pattern: bytes) -> Callable[[bytes, ByteReader], bool]:
 _is_zip = _begins(rb"PK\x03\x04")
 _is_pickle = _begins(rb"\x80[\x02-\x05]|[(\]}c]")
 _is_joblib = _begins(rb"\x80[\x02-\x05]|[(\]}c]|\x78|\x1f\x8b|BZh|\xfd7zXZ|\x5d\0\0")
-_is_old_torch = _begins(rb"\x80[\x02-\x05]|L|.{257}ustar")
+_is_pickle_of_torch = _begins(rb"\x80[\x02-\x05]|L")
+
+
+def _is_old_torch(head: bytes, reader: ByteReader) -> bool:
+    return _is_pickle_of_torch(head, reader) or torch_tar.begins(head)
 
 
 def _is_hdf5(head: bytes, reader: ByteReader) -> bool:

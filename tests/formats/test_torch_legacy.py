@@ -201,6 +201,19 @@ def test_tar_archives_are_refused():
         assert not TorchLegacyFormat().sniff(other[:4096], BytesReader(other))
 
 
+def test_tar_archives_as_they_were_before_posix_are_refused_too():
+    """Without `ustar` in their headers, which no reader asks for."""
+    data = bytearray(tar("pickle", "tensors", "storages"))
+    for start in range(0, 3 * 1536, 1536):
+        data[start + 257 : start + 512] = bytes(255)
+        data[start + 148 : start + 156] = b" " * 8
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert archive.getnames() == ["pickle", "tensors", "storages"]
+    _, warning = describe(BytesReader(data))
+    assert warning.startswith("looks like torch but it is an archive of a PyTorch before 0.2")
+
+
 def both(start, end):
     """An archive whose first header starts a pickle in which the rest of the archive is a text."""
     rest = tar("storages", "tensors", "pickle")
