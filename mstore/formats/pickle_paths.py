@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from mstore.errors import LimitExceededError
-from mstore.formats.pickle_values import CONTAINERS, SAME, Global, Pair
+from mstore.formats.pickle_values import CONTAINERS, SAME, Call, Global, Pair
 
 MAX_DEPTH = 10_000
 """Deepest nesting of values; what Python pickles by itself is nested about 500 deep."""
@@ -13,6 +13,10 @@ MAX_DEPTH = 10_000
 MAX_REPEATS = 200_000
 """Most values that are looked at again, since they are in more than one place. No model comes near;
 a few hundred bytes can stand for any number of places."""
+
+MAX_WRITTEN_OUT = 1 << 40
+"""Most lists, tuples, dictionaries and sets, each counted wherever it is used: few hundred bytes of
+lists that hold each other twice would be more than any program could print, compare or copy."""
 
 MAX_NAME = 4096
 """Most characters of a joined path."""
@@ -31,7 +35,8 @@ def find(root: object, look: Look[T]) -> list[tuple[Path | None, T]]:
     Values may be cyclic: what is met again is followed again only where something was found in it,
     and it is not just being followed.
 
-    Raises LimitExceededError for values nested too deeply, or in more than `MAX_REPEATS` places.
+    Raises LimitExceededError for values nested too deeply, or in more than `MAX_REPEATS` places, or
+    for more than `MAX_WRITTEN_OUT`.
     """
     search = _Search(look)
     search.run(root)
@@ -40,13 +45,25 @@ def find(root: object, look: Look[T]) -> list[tuple[Path | None, T]]:
 
 @dataclass(slots=True)
 class _Step:
-    """A value that is being followed: what is left of it, how much was found before, and how."""
+    """A value that is being followed: what is left of it, how much was found before, and how.
+
+    `written_out` counts it and what it holds. An object counts as 1: objects that know each other
+    are usual, and nobody writes them out.
+    """
 
     value: object
     left: Iterator[Pair]
     path: Path | None
     known: int
     again: bool
+    written_out: int = 1
+
+    def add(self, written_out: int) -> None:
+        """Count what it holds; raises LimitExceededError when that is too much."""
+        if not isinstance(self.value, Call):
+            self.written_out += written_out
+        if self.written_out > MAX_WRITTEN_OUT:
+            raise LimitExceededError(f"written out it would be more than {MAX_WRITTEN_OUT} lists")
 
 
 @dataclass(slots=True)
@@ -56,7 +73,8 @@ class _Search(Generic[T]):
     repeats: int = 0
     seen: dict[int, object] = field(default_factory=dict)
     """The values, so that no other can take the id of one."""
-    empty: set[int] = field(default_factory=set)
+    empty: dict[int, int] = field(default_factory=dict)
+    """Those in which nothing was found, and what each counts when it is written out."""
     open: set[int] = field(default_factory=set)
 
     def run(self, root: object) -> None:
@@ -68,12 +86,15 @@ class _Search(Generic[T]):
             pair = next(step.left, None)
             if pair is None:
                 self._close(stack.pop())
+                if stack:
+                    stack[-1].add(step.written_out)
                 continue
             key, value = pair
             if not isinstance(value, CONTAINERS):
                 continue
             again = id(value) in self.seen
             if again and not self._is_followed_again(value):
+                step.add(self.empty.get(id(value), 1))
                 continue
             if len(stack) > MAX_DEPTH:
                 raise LimitExceededError(f"its values are nested deeper than {MAX_DEPTH}")
@@ -104,7 +125,7 @@ class _Search(Generic[T]):
     def _close(self, step: _Step) -> None:
         self.open.discard(id(step.value))
         if step.known == len(self.found):
-            self.empty.add(id(step.value))
+            self.empty[id(step.value)] = step.written_out
 
 
 def join(path: Path | None) -> str:

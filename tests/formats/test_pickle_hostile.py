@@ -166,9 +166,25 @@ def laughs(opener, levels):
 
 
 def test_class_23_expansion():
-    """What doubles at each step costs no more than it is long."""
-    layout, said = describe(BytesReader(laughs(b"]", 250)))
+    """What doubles at each step costs no more than it is long, and is refused beyond reason."""
+    layout, said = describe(BytesReader(laughs(b"]", 38)))
+    assert (layout.format, said) == ("pickle", None)  # 2**39 - 1 lists
+    for levels in (39, 250):
+        refused(laughs(b"]", levels), LimitExceededError, "written out it would be more than")
+
+
+def test_class_23_objects_that_know_each_other():
+    """A hundred objects, each with a list of all before it: no tree, and nobody prints it as one."""
+    data = b"\x80\x02("
+    for n in range(100):
+        known = b"".join(b"h" + bytes([one]) for one in range(n))
+        data += b"cm\nC\n)R(" + known + b"lbq" + bytes([n])
+    layout, said = describe(BytesReader(data + b"l."))
     assert (layout.format, said) == ("pickle", None)
+
+
+def test_class_23_arrays_in_what_doubles():
+    """Each array has a name in each place."""
     made = pickle.dumps(np.zeros(3), 2)[2:-1]
     found = FORMAT.layout(BytesReader(laughs(made, 10))).views
     assert len({view.tensor.name for view in found}) == 2**10

@@ -64,7 +64,7 @@ def test_cycles_and_bombs():
     loop = b"}q\0X\1\0\0\0ah\0s."
     assert describe(BytesReader(archive(loop, ())))[0].format == "torch"
     doubling = b")" + b"2\x86" * 200 + b"."
-    assert describe(BytesReader(archive(doubling, ())))[0].format == "torch"
+    assert "written out" in said(archive(doubling, ()))
     deep = b")" + b"\x85" * 11_000 + b"."
     assert "nested deeper" in said(archive(deep, ()))
     long_key = {"k" * 4000: {"k" * 4000: tensor()}}

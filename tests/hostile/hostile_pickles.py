@@ -199,20 +199,31 @@ def expansion(folder: Path) -> None:
         (folder / f"{name}.pkl").write_bytes(made)
 
 
-@hostile(23, DESCRIBED)
+@hostile(23, LIMIT)
 def expansion_by_the_memo(folder: Path) -> None:
-    """What would double at each step, were it followed each time; cycles; a full memo."""
+    """What doubles at each step, by the memo or by DUP."""
     laughs = b"\x80\x02]q\x00" + b"".join(
         b"](" + b"h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(250)
     )
     for name, made in {
-        "laughs": laughs + b".",
+        "laughs": laughs,
+        "around_itself": laughs + b"h\x00a",  # which does not make it harmless
+        "tuples": b"\x80\x02)" + b"2\x86" * 60,
+        "dictionaries": b"\x80\x02}" + b"q\x00}(K\x00h\x00K\x01h\x00u" * 60,
+    }.items():
+        (folder / f"{name}.pkl").write_bytes(made + b".")
+        (folder / f"{name}.pt").write_bytes(torch_file(made + b"."))
+
+
+@hostile(23, DESCRIBED)
+def what_is_used_twice(folder: Path) -> None:
+    """Cycles, and a memo with many entries: nothing of it grows when it is loaded."""
+    for name, made in {
         "cycle": b"\x80\x02]q\x00h\x00a.",
         "memo": b"\x80\x02]" + b"\x94" * 500_000 + b".",
         "far_memo": b"\x80\x02]r\xff\xff\xff\xff.",
     }.items():
         (folder / f"{name}.pkl").write_bytes(made)
-    (folder / "laughs.pt").write_bytes(torch_file(laughs + b"."))
 
 
 @hostile(24, FORMAT, LIMIT)
@@ -310,10 +321,10 @@ def under_another_name(folder: Path) -> None:
     (folder / "no_suffix").write_bytes(call("os system"))
 
 
-@hostile(30, DESCRIBED)
+@hostile(30, LIMIT)
 def compressed_bomb(folder: Path) -> None:
-    """joblib files of a few kilobytes that inflate to megabytes: they are left as they are."""
-    zeros = np.zeros(32 << 20, np.uint8)
+    """joblib files of a few kilobytes that inflate to many megabytes."""
+    zeros = np.zeros(80 << 20, np.uint8)
     for suffix, method in (("xz", "xz"), ("bz2", "bz2"), ("z", "zlib"), ("gz", "gzip")):
         joblib.dump({"w": zeros}, folder / f"bomb.{suffix}", compress=(method, 1))
 
