@@ -167,9 +167,9 @@ def laughs(opener, levels):
 
 def test_class_23_expansion():
     """What doubles at each step costs no more than it is long, and is refused beyond reason."""
-    layout, said = describe(BytesReader(laughs(b"]", 38)))
-    assert (layout.format, said) == ("pickle", None)  # 2**39 - 1 lists
-    for levels in (39, 250):
+    layout, said = describe(BytesReader(laughs(b"]", 39)))
+    assert (layout.format, said) == ("pickle", None)  # 2**40 - 1 lists
+    for levels in (40, 250):
         refused(laughs(b"]", levels), LimitExceededError, "written out it would be more than")
 
 
