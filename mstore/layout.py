@@ -50,6 +50,14 @@ class Beside(Protocol):
         """One of these, for reading. Raises StorageError, NotFoundError when it is gone."""
         ...
 
+    def is_link(self, path: str) -> bool:
+        """Whether what is at `path`, from the folder on, would be read through a link.
+
+        That is one in itself, in a folder that is one, or a file that has another name, too. Opens
+        nothing, follows nothing; False where nothing is. `path` is plain: "weights/0.bin".
+        """
+        ...
+
     @property
     def known(self) -> MutableMapping[str, Any]:
         """What has been read of these files already, for whoever reads it to keep here."""

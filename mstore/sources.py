@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,17 @@ class Folder:
         with translate_errors("list", self.path), os.scandir(self.path) as entries:
             return frozenset(entry.name for entry in entries if entry.is_file())
 
+    def is_link(self, path: str) -> bool:
+        """As `layout.Beside` says; each folder on the way is looked at before what is in it."""
+        for place in accumulate(path.split("/"), "{}/{}".format):
+            try:
+                found = os.lstat(f"{self.path}/{place}")
+            except (OSError, ValueError):  # nothing is there, or nothing can be called so
+                return False
+            if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
+                return True
+        return False
+
 
 class FolderOf:
     """A `layout.Beside`: the folder in which the file `name` lies."""
@@ -181,6 +193,10 @@ class FolderOf:
     def names(self) -> Collection[str]:
         """The names of the regular files there, and of links to such. Raises StorageError."""
         return self._folder.names
+
+    def is_link(self, path: str) -> bool:
+        """Whether what is at `path`, from the folder on, would be read through a link."""
+        return self._folder.is_link(path)
 
     @contextmanager
     def open(self, name: str) -> Iterator[FileSource]:

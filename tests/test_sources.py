@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mstore.errors import ConflictError, NotFoundError, StorageError, UnsafeInputError
-from mstore.sources import BufferSource, FileSource
+from mstore.sources import BufferSource, FileSource, Folder, FolderOf
 
 LARGE = 400_000
 
@@ -110,3 +110,25 @@ def test_no_file_descriptor_is_lost(tmp_path: Path) -> None:
         with pytest.raises(UnsafeInputError):
             FileSource(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_which_files_of_a_folder_are_links(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    for name in ("plain", "once", "sub/plain", "sub/deep/plain"):
+        (folder / name).write_bytes(b"x")
+    (folder / "twice").hardlink_to(folder / "once")
+    (folder / "link").symlink_to("plain")
+    (folder / "to nothing").symlink_to("nothing")
+    (folder / "to sub").symlink_to("sub")
+    (folder / "sub" / "up").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    beside = FolderOf(Folder(folder), "any")
+    places = ["once", "twice", "link", "to nothing", "to sub", "to sub/plain", "to sub/deep/plain"]
+    for path in [*places, "to sub/nothing", "sub/up", "sub/up/folder/plain"]:
+        assert beside.is_link(path), path
+    plain = ["plain", "sub", "sub/plain", "sub/deep/plain", "nothing", "sub/nothing/plain", "pipe"]
+    for path in [*plain, "", "plain/inside", "x" * 300, "a/" * 3000, "no\0name", "no \ud800 name"]:
+        assert not beside.is_link(path), path
+    (tmp_path / "other way").symlink_to(folder)  # how the folder is reached does not count
+    assert not FolderOf(Folder(tmp_path / "other way"), "any").is_link("sub/plain")

@@ -13,7 +13,7 @@ from typing import Literal
 from mstore.dtypes import DType
 from mstore.errors import FormatError, InvalidInputError, LimitExceededError
 from mstore.ids import Buffer
-from mstore.layout import ByteReader, Layout
+from mstore.layout import Beside, ByteReader, Layout
 
 HEAD_SIZE = 4096
 """Bytes from the start of a file that `Format.sniff` is given (fewer for a smaller file)."""
@@ -72,6 +72,14 @@ class Format(ABC):
         """What the library that the format is made for would do when it reads the file.
 
         Raises as `layout` does.
+        """
+        return []
+
+    def findings_beside(self, reader: ByteReader, beside: Beside) -> list[Finding]:
+        """What that library would do because of the folder that the file lies in.
+
+        No other file is opened to find that out. A file of which this says something dangerous is
+        refused there as if `layout` had raised UnsafeInputError. Raises as `layout` does.
         """
         return []
 

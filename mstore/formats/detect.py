@@ -45,6 +45,7 @@ FORMATS: list[Format] = [
     LaterFormat("npz", "npz", "NpzFormat", _is_zip),
     LaterFormat("tensorflow-index", "tensorbundle", "TensorflowIndexFormat", _begins(rb"\0\0")),
     LaterFormat("tensorflow-savedmodel", "savedmodel", "SavedModelFormat", _begins(rb"\x08")),
+    LaterFormat("tensorflow-graph", "savedmodel", "FrozenGraphFormat", _begins(rb"\n")),
     LaterFormat("onnx", "onnx", "OnnxFormat", _begins(rb"\x08")),
     LaterFormat("hdf5", "hdf5", "Hdf5Format", _is_hdf5),
     LaterFormat("joblib", "joblib", "JoblibFormat", _is_joblib),
@@ -98,7 +99,7 @@ def describe(reader: ByteReader, beside: Beside | None = None) -> tuple[Layout, 
     its tensors could not be understood. Raises only what reading itself raises (StorageError,
     ConflictError), never anything because of the content.
     """
-    layout, warning = _describe_alone(reader)
+    layout, warning = _describe_itself(reader, beside)
     if beside is not None and not _has_tensors(layout):
         for companion in COMPANIONS:
             if (described := companion.examine(reader, beside)) is not None:
@@ -106,12 +107,24 @@ def describe(reader: ByteReader, beside: Beside | None = None) -> tuple[Layout, 
     return layout, warning
 
 
-def _describe_alone(reader: ByteReader) -> tuple[Layout, str | None]:
+def examine(found: Format, reader: ByteReader, beside: Beside | None) -> tuple[Layout, str | None]:
+    """What a file itself says of its tensors, as `Format.examine`, where it lies in a folder.
+
+    Raises as that does, and UnsafeInputError where only the folder makes it unsafe.
+    """
+    described = found.examine(reader)
+    for finding in found.findings_beside(reader, beside) if beside is not None else ():
+        if finding.danger == "dangerous":
+            raise UnsafeInputError(f"it {finding.what}")
+    return described
+
+
+def _describe_itself(reader: ByteReader, beside: Beside | None) -> tuple[Layout, str | None]:
     found = find_format(reader)
     if found is None:
         return opaque(reader.size), None
     try:
-        layout, note = found.examine(reader)
+        layout, note = examine(found, reader, beside)
         return layout, note and note[:_MAX_REASON]
     except (FormatError, LimitExceededError, UnsafeInputError) as error:
         reason = error.message[:_MAX_REASON]  # names inside it may be of any length

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
 from mstore.formats.base import Danger, Finding, Format, quote
-from mstore.formats.detect import COMPANIONS, find_format
+from mstore.formats.detect import COMPANIONS, examine, find_format
 from mstore.layout import Beside, ByteReader
 from mstore.strictjson import parse_json
 
@@ -84,8 +84,8 @@ def find_hazards(reader: ByteReader, beside: Beside | None = None) -> Hazards:
     """
     found = find_format(reader)
     # Described first: to judge what has been takes less.
-    wrong = _what_is_wrong(reader, found) if found else None
-    hazards = judge(reader, found)
+    wrong = _what_is_wrong(reader, found, beside) if found else None
+    hazards = judge(reader, found, beside)
     if hazards.dangerous or hazards.problem is not None:
         return hazards
     if found is None:
@@ -96,16 +96,16 @@ def find_hazards(reader: ByteReader, beside: Beside | None = None) -> Hazards:
     return replace(hazards, problem=wrong.message) if wrong else hazards
 
 
-def _what_is_wrong(reader: ByteReader, found: Format) -> MstoreError | None:
+def _what_is_wrong(reader: ByteReader, found: Format, beside: Beside | None) -> MstoreError | None:
     """Why the file cannot be described; None if it can be."""
     try:
-        found.examine(reader)
+        examine(found, reader, beside)
     except (FormatError, LimitExceededError, UnsafeInputError) as error:
         return error
     return None
 
 
-def judge(reader: ByteReader, found: Format | None) -> Hazards:
+def judge(reader: ByteReader, found: Format | None, beside: Beside | None = None) -> Hazards:
     """What loading a file of format `found` would do; says nothing more of its structure.
 
     Next to nothing is read of a file that cannot do anything. Raises as `find_hazards` does.
@@ -116,6 +116,8 @@ def judge(reader: ByteReader, found: Format | None) -> Hazards:
     try:
         if found is not None and type(found).findings is not Format.findings:
             findings = found.findings(reader)
+            if beside is not None:
+                findings = [*findings, *found.findings_beside(reader, beside)]
     except UnsafeInputError as error:
         findings = [Finding("dangerous", error.message)]
     except (FormatError, LimitExceededError) as error:

@@ -10,7 +10,7 @@ from importlib import import_module
 
 from mstore.formats.base import Finding, Format
 from mstore.formats.companion import Companion, Placed
-from mstore.layout import ByteReader, Layout
+from mstore.layout import Beside, ByteReader, Layout
 
 
 class LaterFormat(Format):
@@ -56,6 +56,10 @@ class LaterFormat(Format):
     def findings(self, reader: ByteReader) -> list[Finding]:
         """What the parser says."""
         return self.load().findings(reader)
+
+    def findings_beside(self, reader: ByteReader, beside: Beside) -> list[Finding]:
+        """What the parser says."""
+        return self.load().findings_beside(reader, beside)
 
 
 class LaterCompanion(Companion):

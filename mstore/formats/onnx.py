@@ -4,23 +4,28 @@
 that are coded as varints stay opaque. What `mstore.formats.onnx_model` finds is judged here. The
 files that hold external data are described by the models in the same folder, whose locations are
 compared with names and never opened.
+
+Links on the way to external data are refused as the onnx library refuses them, symbolic and hard
+ones. Source: `docs/ExternalDataSecurity.md` of ONNX, CVE-2026-27489 and CVE-2026-34446.
 """
 
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 
-from mstore.errors import UnsafeInputError
+from mstore.errors import LimitExceededError, UnsafeInputError
 from mstore.formats.base import Finding, Format, quote
 from mstore.formats.companion import Companion, Placed
 from mstore.formats.onnx_model import Model, read_model
 from mstore.formats.onnx_tensor import External
 from mstore.formats.protobuf import BYTES, VARINT, Wire
 from mstore.formats.records import RecordField, Records
+from mstore.formats.remembered import Remembered
 from mstore.formats.shifting import Contents, cover_all
-from mstore.layout import ByteReader, Layout, Tensor
+from mstore.layout import Beside, ByteReader, Layout, Tensor
 
 MAX_DESCRIBERS = 8
 """Most models of a folder that are asked what a file beside them holds."""
@@ -29,6 +34,8 @@ _SUFFIX = ".onnx"
 _HEAD = re.compile(rb"\x08[\x01-\x14].")
 _MAX_SNIFFED = 100_000  # fields looked at; a node may have very many inputs
 _MAX_TOLD = 20  # findings of one kind
+_MAX_FOLDERS = 16  # to where the data lies, its own folder among them
+_BY_LINK = "through a link, which onnx refuses; `cp -rL` makes a copy without links"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # also the letter of a drive
 _MEMORY = "_ORT_MEM_ADDR_"  # ONNX Runtime takes the offset as an address in its own memory
 
@@ -47,6 +54,8 @@ _OPERATORS = {
 _MODEL = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)
 _GRAPH = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 15, 16), BYTES)
 _NODE = dict.fromkeys(range(1, 11), BYTES)
+
+_model = Remembered(read_model)
 
 
 class OnnxFormat(Format):
@@ -73,17 +82,12 @@ class OnnxFormat(Format):
 
     def examine(self, reader: ByteReader) -> tuple[Layout, str | None]:
         """The layout, and how many tensors stay opaque and why."""
-        model = read_model(reader)
+        model = _model(reader)
         parts: list[Contents] = []
         why: Counter[str] = Counter()
         for one in model.tensors:
             if isinstance(one.place, External):
-                if _is_unsafe(one.place):
-                    raise UnsafeInputError(
-                        f"the data of {quote(one.name)} would be read from "
-                        f"{quote(one.place.location)}, outside of its folder"
-                    )
-                if _beside(one.place) is None:
+                if "/" in _path(one.name, one.place):
                     why["in another folder"] += 1
             elif one.tensor is not None:
                 parts.append(_contents(one.place, one.tensor, one.tagged))
@@ -95,8 +99,21 @@ class OnnxFormat(Format):
 
     def findings(self, reader: ByteReader) -> list[Finding]:
         """Files that the model takes data from, and operators that may do anything."""
-        model = read_model(reader)
+        model = _model(reader)
         return [*_references(model), *_operators(model)]
+
+    def findings_beside(self, reader: ByteReader, beside: Beside) -> list[Finding]:
+        """Links that the model takes data through."""
+        places: dict[str, str] = {}
+        for one in _model(reader).tensors:
+            if isinstance(one.place, External):
+                with suppress(UnsafeInputError):  # told already
+                    places.setdefault(_path(one.name, one.place), one.name)
+        linked = (path for path in places if beside.is_link(path))
+        return [
+            Finding("dangerous", f"reads {quote(path)} {_BY_LINK}", places[path])
+            for path in islice(linked, _MAX_TOLD)
+        ]
 
 
 def _contents(place: int, tensor: Tensor, tagged: bool) -> Contents:
@@ -127,12 +144,11 @@ class OnnxDataCompanion(Companion):
         if not model_format.sniff(reader.read(0, 16), reader):
             return {}
         files: dict[str, list[tuple[int, Tensor]]] = {}
-        for one in read_model(reader).tensors:
+        for one in _model(reader).tensors:
             if isinstance(one.place, External):
-                if _is_unsafe(one.place):
-                    raise UnsafeInputError(f"{quote(one.name)} lies outside of its folder")
-                if one.tensor is not None and (file := _beside(one.place)) is not None:
-                    files.setdefault(file, []).append((one.place.offset, one.tensor))
+                path = _path(one.name, one.place)
+                if one.tensor is not None and "/" not in path:
+                    files.setdefault(path, []).append((one.place.offset, one.tensor))
         return files
 
 
@@ -155,11 +171,21 @@ def _is_unsafe(external: External) -> bool:
     )
 
 
-def _beside(external: External) -> str | None:
-    """The name of the file in the model's own folder; None if it lies in another one."""
+def _path(name: str, external: External) -> str:
+    """Where the data of a tensor lies, from the folder of the model on.
+
+    Raises UnsafeInputError when that is outside of it, LimitExceededError when it is far inside.
+    """
+    if _is_unsafe(external):
+        raise UnsafeInputError(
+            f"the data of {quote(name)} would be read from {quote(external.location)}, "
+            "outside of its folder"
+        )
     path = f"{external.base}/{external.location}"
     parts = [part for part in path.split("/") if part not in ("", ".")]
-    return parts[0] if len(parts) == 1 else None
+    if len(parts) > _MAX_FOLDERS:
+        raise LimitExceededError(f"the data of {quote(name)} lies {len(parts) - 1} folders away")
+    return "/".join(parts)
 
 
 def _references(model: Model) -> Iterable[Finding]:

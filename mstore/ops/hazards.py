@@ -62,9 +62,12 @@ def refuse_unsafe(directory: Path, files: Iterable[FoundFile]) -> None:
     So is, for all that can be told, one that breaks off in the middle of what could run code.
     """
     refused: dict[str, Hazards] = {}
+    folders: dict[Path, Folder] = {}
     for file in files:
-        with closing(FileSource(directory / file.path)) as source:
-            hazards = judge(source, find_format(source))
+        path = directory / file.path
+        folder = folders.setdefault(path.parent, Folder(path.parent))
+        with closing(FileSource(path)) as source:
+            hazards = judge(source, find_format(source), FolderOf(folder, path.name))
         if hazards.unsafe:
             refused[file.path] = hazards
     if refused:

@@ -31,8 +31,9 @@ def open_files(
         path = directory / file.path
         source = FileSource(path)
         folder = folders.setdefault(path.parent, Folder(path.parent))
-        layout, warning = describe(source, FolderOf(folder, path.name))
-        hazards = judge(source, find_format(source))
+        beside = FolderOf(folder, path.name)
+        layout, warning = describe(source, beside)
+        hazards = judge(source, find_format(source), beside)
         if refuse and hazards.unsafe:
             # It has become so since all were looked at.
             source.close()
@@ -43,6 +44,6 @@ def open_files(
             warnings.append(f"{file.path}: {warning}")
         if file.path.endswith(_SHARDS_SUFFIX) and source.size <= _MAX_SHARDS_SIZE:
             text = source.read(0, source.size).decode("utf-8", "replace")
-            beside = os.listdir((directory / file.path).parent)
-            warnings += [f"{file.path}: {problem}" for problem in check_shards(text, beside)]
+            names = os.listdir((directory / file.path).parent)
+            warnings += [f"{file.path}: {problem}" for problem in check_shards(text, names)]
         yield FileToStore(file.path, source, layout)

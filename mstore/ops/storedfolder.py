@@ -117,6 +117,10 @@ class StoredFolderOf:
         """The names of the files there."""
         return self._files.keys()
 
+    def is_link(self, path: str) -> bool:
+        """False: what was a link is stored as the file that it led to."""
+        return False
+
     @contextmanager
     def open(self, name: str) -> Iterator[CachedBytes]:
         """One of these, for reading. Raises NotFoundError when there is none called so."""

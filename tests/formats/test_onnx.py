@@ -29,11 +29,15 @@ from mstore.errors import (
 from mstore.formats import onnx_model
 from mstore.formats.base import BytesReader, Finding
 from mstore.formats.detect import describe
+from mstore.formats.hazards import find_hazards
 from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
 from mstore.formats.onnx_tensor import MIN_FLOATS
 from mstore.layout import Segment, Tensor, opaque
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.ops.commit import Description
+from mstore.ops.hazards import scan_directory, scan_snapshot
+from mstore.ops.opening import open_files
+from mstore.ops.scan import Scan
 from mstore.storage.local import LocalStorage
 from mstore.worktree import Worktree
 
@@ -45,16 +49,25 @@ PACKED = {"UINT4": 4, "INT4": 4, "UINT2": 2, "INT2": 2}
 
 
 class Files:
-    """A folder in memory, as what lies beside the file `name`; notes what is opened."""
+    """A folder in memory, as what lies beside the file `name`; notes what is opened.
 
-    def __init__(self, files, name):
+    What is asked for as a link is noted as well, and those in `links` are some.
+    """
+
+    def __init__(self, files, name, links=()):
         self.name = name
         self.known = {}
         self.opened = []
+        self.asked = []
         self._files = files
+        self._links = links
 
     def names(self):
         return self._files.keys()
+
+    def is_link(self, path):
+        self.asked.append(path)
+        return path in self._links
 
     @contextmanager
     def open(self, name):
@@ -453,8 +466,95 @@ def test_locations_outside_of_the_folder(outside, key):
             assert note.startswith("looks like onnx but the data of ")
 
 
-def test_a_folder_that_is_a_link_is_not_followed(tmp_path):
-    """What a location goes through is never looked at: links lead nowhere."""
+def test_links_are_refused_where_only_the_folder_tells():
+    tensors = [external("./sub//w.bin", "a"), external("w.bin", "b"), external("sub/w.bin", "c")]
+    data = model(tensors).SerializeToString()
+    for links, path, name in ((["sub/w.bin"], "sub/w.bin", "a"), (["w.bin"], "w.bin", "b")):
+        folder = Files({"m.onnx": data}, "m.onnx", links)
+        (finding,) = OnnxFormat().findings_beside(BytesReader(data), folder)
+        assert finding == Finding(
+            "dangerous",
+            f"reads '{path}' through a link, which onnx refuses; "
+            "`cp -rL` makes a copy without links",
+            name,
+        )
+        assert describe(BytesReader(data), folder) == (
+            opaque(len(data)),
+            f"looks like onnx but it {finding.what}; stored as opaque bytes",
+        )
+        hazards = find_hazards(BytesReader(data), folder)
+        assert (hazards.format, hazards.verdict) == ("onnx", "dangerous")
+        assert hazards.findings[0] == finding
+        assert set(folder.asked) == {"sub/w.bin", "w.bin"}
+        assert folder.opened == []
+    assert find_hazards(BytesReader(data), Files({"m.onnx": data}, "m.onnx")).verdict == "ok"
+    assert describe(BytesReader(data))[0].format == "onnx"
+
+
+def test_links_are_told_beside_what_lies_outside():
+    data = model([external("../w", "a"), external("link", "b")]).SerializeToString()
+    folder = Files({"m.onnx": data}, "m.onnx", ["link", "../w"])
+    hazards = find_hazards(BytesReader(data), folder)
+    assert [one.where for one in hazards.of("dangerous")] == ["a", "b"]
+    assert set(folder.asked) == {"link"}
+    many = model([external(f"l{k}", f"{k}") for k in range(50)]).SerializeToString()
+    folder = Files({}, "m.onnx", [f"l{k}" for k in range(50)])
+    assert len(find_hazards(BytesReader(many), folder).of("dangerous")) == 20
+
+
+def test_data_many_folders_away_is_refused():
+    near = model([external("a/" * 15 + "w")]).SerializeToString()
+    assert note_of(near) == "opaque bytes for tensors: 1 in another folder"
+    far = model([external("a/" * 16 + "w")]).SerializeToString()
+    folder = Files({}, "m.onnx")
+    with pytest.raises(LimitExceededError, match="lies 16 folders away"):
+        OnnxFormat().layout(BytesReader(far))
+    assert find_hazards(BytesReader(far), folder).verdict == "malformed"
+    assert folder.asked == []
+
+
+def test_the_cache_of_hugging_face(tmp_path):
+    """The onnx library refuses a model there; it is kept, and one warning says what to do."""
+    raw = RANDOM.standard_normal((2, 3)).astype(np.float32).tobytes()
+    (tmp_path / "blobs").mkdir()
+    snapshot = tmp_path / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    contents = {"model.onnx": model([external("weights")]).SerializeToString(), "weights": raw}
+    for number, (name, content) in enumerate(contents.items()):
+        (tmp_path / "blobs" / f"{number}").write_bytes(content)
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    with pytest.raises(onnx.checker.ValidationError, match="symbolic link"):
+        onnx.load(snapshot / "model.onnx")
+
+    files, warnings = Scan(snapshot).files(), []
+    for file in open_files(snapshot, files, warnings):
+        file.source.close()
+    assert warnings == [
+        "model.onnx: dangerous to load (reads 'weights' through a link, which onnx refuses; "
+        "`cp -rL` makes a copy without links); stored as it is, nothing here runs it; "
+        "`mstore scan` tells more"
+    ]
+    (scanned, _) = scan_directory(snapshot, files)
+    assert scanned.hazards.verdict == "dangerous"
+
+    repo = mstore.init(tmp_path / "repo", bare=True)
+    stored = repo.commit(snapshot)
+    assert stored.files["model.onnx"].format == "opaque"
+    assert stored.files["weights"].tensors["w"].numpy().tobytes() == raw
+    with pytest.raises(UnsafeInputError, match="through a link"):
+        repo.commit(snapshot, refuse_unsafe=True)
+
+    stored.checkout(tmp_path / "out")  # there are no links in versions
+    (scanned,) = scan_snapshot(repo.database, stored.record, ["model.onnx"])
+    assert scanned.hazards.verdict == "ok"
+    assert onnx.load(tmp_path / "out" / "model.onnx").graph.initializer[0].raw_data == raw
+    again = repo.commit(tmp_path / "out", refuse_unsafe=True)
+    assert {name: file.format for name, file in again.files.items()} == {
+        "model.onnx": "onnx", "weights": "onnx-data",
+    }  # fmt: skip
+
+
+def test_what_a_link_leads_to_is_not_opened(tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"s" * 24)
@@ -477,7 +577,7 @@ def test_a_folder_that_is_a_link_is_not_followed(tmp_path):
     watching = False
     assert not [path for path in opened if "secret" in path]
     files = mstore.open(folder)["HEAD"].files
-    assert files["m.onnx"].format == "onnx"
+    assert files["m.onnx"].format == "opaque"
     assert files["hard"].format == "onnx-data"  # a regular file here, whatever else it is
     assert all(file.read() != b"s" * 24 for path, file in files.items() if path != "hard")
 

@@ -242,9 +242,9 @@ def external_data(folder: Path) -> None:
         (folder / f"{number:02}.onnx").write_bytes(made)
 
 
-@hostile(39, DESCRIBED)
+@hostile(39, UNSAFE)
 def through_links(folder: Path) -> None:
-    """ONNX data behind links that lead out of the folder: nothing there is opened for the model."""
+    """ONNX data behind links of every kind, those that stay in the folder among them."""
     out = folder.parent / "outside"
     out.mkdir(exist_ok=True)
     (out / "weights").write_bytes(bytes(16))
@@ -254,6 +254,29 @@ def through_links(folder: Path) -> None:
     (folder / "by_file.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_link"))))
     (folder / "beside_second_name").hardlink_to(out / "weights")
     (folder / "by_name.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_second_name"))))
+    (folder / "plain" / "deeper").mkdir(parents=True)
+    (folder / "plain" / "deeper" / "out").symlink_to(out)
+    deep = elsewhere("./plain//deeper/out/weights")
+    (folder / "by_folder_further_in.onnx").write_bytes(onnx(initializer(more=deep)))
+    (folder / "beside_weights").write_bytes(bytes(16))
+    (folder / "beside_alias").symlink_to("beside_weights")
+    (folder / "by_alias.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_alias"))))
+    (folder / "beside_nothing").symlink_to("nothing")
+    (folder / "to_nothing.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_nothing"))))
+    (folder / "beside_model.onnx").write_bytes(onnx(initializer(more=elsewhere("beside_alias"))))
+    (folder / "linked_too.onnx").symlink_to("beside_model.onnx")
+    one, two = (initializer(more=elsewhere(name)) for name in ("beside_weights", "beside_alias"))
+    (folder / "among_others.onnx").write_bytes(onnx(one, one, two))
+
+
+@hostile(39, DESCRIBED)
+def no_links(folder: Path) -> None:
+    """ONNX data in files as they should be, and where nothing is."""
+    (folder / "in").mkdir()
+    (folder / "in" / "weights").write_bytes(bytes(16))
+    (folder / "beside_weights").write_bytes(bytes(16))
+    for number, place in enumerate(("beside_weights", "in/weights", "nowhere", "in")):
+        (folder / f"{number}.onnx").write_bytes(onnx(initializer(more=elsewhere(place))))
 
 
 @hostile(40, FORMAT, LIMIT)

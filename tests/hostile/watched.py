@@ -147,6 +147,7 @@ def _described(path: Path, watch: Watch) -> dict[str, object]:
             found = detect.find_format(source)
             if found is not None:
                 layout = found.layout(source)
+                detect.examine(found, source, beside)
                 outcome = "described"
                 found.findings(source)
                 covered = sum(segment.length for segment in layout.segments)
