@@ -16,13 +16,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from mstore.dtypes import BY_NAME, DType
+from mstore.dtypes import BY_NAME
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, Format, check_shape, quote
 from mstore.formats.companion import Companion, Placed
 from mstore.formats.naming import Names
 from mstore.formats.protobuf import VARINT, Field, Wire
 from mstore.formats.sstable import read_table
+from mstore.formats.tensorflow_types import NO_NUMBERS, TYPES
 from mstore.layout import ByteReader, Layout, Tensor, cover
 
 MAX_TENSORS = 100_000
@@ -39,24 +40,6 @@ _HEAD = re.compile(
 )
 _VERSION = 1
 _MAX_SLICES = 4096
-_INVALID, _STRING, _RESOURCE, _VARIANT = 0, 7, 20, 21
-_NO_NUMBERS = _STRING, _RESOURCE, _VARIANT
-
-# Element types by their number, with a word for what the type itself does not say. Those of less
-# than a byte take a whole one each.
-_TYPES: dict[int, tuple[DType, str]] = {
-    number: (BY_NAME[name], kind)
-    for number, name, kind in [
-        (1, "f32", ""), (2, "f64", ""), (3, "i32", ""), (4, "u8", ""), (5, "i16", ""),
-        (6, "i8", ""), (8, "c64", ""), (9, "i64", ""), (10, "bool", ""), (11, "i8", "qint8"),
-        (12, "u8", "quint8"), (13, "i32", "qint32"), (14, "bf16", ""), (15, "i16", "qint16"),
-        (16, "u16", "quint16"), (17, "u16", ""), (18, "c128", ""), (19, "f16", ""),
-        (22, "u32", ""), (23, "u64", ""), (24, "f8_e5m2", ""), (25, "f8_e4m3", ""),
-        (26, "f8_e4m3fnuz", ""), (27, "u8", "float8_e4m3b11fnuz"), (28, "f8_e5m2fnuz", ""),
-        (29, "i8", ""), (30, "u8", ""), (31, "i8", ""), (32, "u8", ""),
-        (33, "u8", "float4_e2m1fn"),
-    ]
-}  # fmt: skip
 
 _Slice = tuple[tuple[int, int], ...]
 """Start and length along each axis; 0 and -1 for all of it."""
@@ -119,7 +102,7 @@ class TensorflowIndexFormat(Format):
         """The layout, and how many tensors have types that are not known."""
         index = _read_index(reader)
         _placed(index, "")
-        known = {*_TYPES, *_NO_NUMBERS}
+        known = TYPES.keys() | NO_NUMBERS
         count = sum(entry.dtype not in known for entry in index.entries.values())
         note = f"opaque bytes for tensors: {count} of types that are not known" if count else None
         return cover(self.name, reader.size, []), note
@@ -227,7 +210,7 @@ def _placed(index: _Index, prefix: str) -> dict[str, Placed]:
 
 def _tensor(name: str, entry: _Entry, big_endian: bool) -> Tensor | None:
     """The tensor of an entry; None if it holds no numbers of a known type."""
-    known = _TYPES.get(entry.dtype)
+    known = TYPES.get(entry.dtype)
     if known is None:
         return None
     dtype, kind = known

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from cases import Arrays, Case, is_tensor
+from cases import Array, Arrays, Case, is_tensor
 
 from mstore.numpy_dtypes import ML_DTYPES
 
@@ -31,7 +31,12 @@ the first row and their number, the first column and their number."""
 
 SECOND_SHARD = "sharded/ckpt-1.data-00001-of-00002"
 """Besides its slice it has nothing but this."""
-TOLD = {"outside/saved_model.pb": "dangerous to load (reads files when it is run"}
+TOLD = {
+    "outside/saved_model.pb": "dangerous to load (reads files when it is run",
+    "constant/saved_model.pb": "opaque bytes for 5 of 25 constants",
+}
+NOT_BYTES = {"uint16", "int4", "uint4", "same", "codes"}
+"""Constants whose numbers are varints, or of which one stands for all."""
 
 
 def write(folder: Path) -> Iterator[Case]:
@@ -43,7 +48,10 @@ def write(folder: Path) -> Iterator[Case]:
         if path.suffix == ".index":
             yield Case(name, "tensorflow-index", dict)
         elif path.name == "saved_model.pb":
-            yield Case(name, "tensorflow-savedmodel", dict, TOLD.get(name, ""))
+            known = partial(load_graph, name)
+            yield Case(name, "tensorflow-savedmodel", known, TOLD.get(name, ""))
+        elif path.parent.name == "frozen":
+            yield Case(name, "tensorflow-graph", partial(load_graph, name))
         elif ".data-" in path.name:
             yield Case(name, "tensorflow-data", partial(load, name))
         else:
@@ -57,8 +65,7 @@ def load(name: str) -> Arrays:
     for path, key, kind, shape, data in json.loads((GOLDEN / "expected.json").read_text()):
         if path != checkpoint or kind == "string":
             continue
-        dtype = ML_DTYPES.get(kind) or np.dtype(kind)
-        array = np.ndarray(shape, dtype, base64.b64decode(data))
+        array = numbers(kind, shape, data)
         key = key.removesuffix(SUFFIX)
         slices = SLICES.get(name, {}).get(key)
         for row, rows, column, columns in slices or ():
@@ -69,3 +76,17 @@ def load(name: str) -> Arrays:
         if not slices and (name != SECOND_SHARD):
             found[key] = array
     return found
+
+
+def load_graph(name: str) -> Arrays:
+    """What TensorFlow reads of the constants of a graph."""
+    return {
+        key: numbers(kind, shape, data)
+        for path, key, kind, shape, data in json.loads((GOLDEN / "constants.json").read_text())
+        if path == name and key.rpartition("/")[2] not in NOT_BYTES
+    }
+
+
+def numbers(kind: str, shape: list[int], data: str) -> Array:
+    """An array from its bytes in base64."""
+    return np.ndarray(shape, ML_DTYPES.get(kind) or np.dtype(kind), base64.b64decode(data))

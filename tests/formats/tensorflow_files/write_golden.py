@@ -4,7 +4,8 @@
 
 They were made with TensorFlow 2.21.0 and Keras 3.15.1. `expected.json` has the tensors of each checkpoint as
 `tf.train.load_checkpoint` reads them: path, key, element type, shape, and the bytes as base64 (of
-strings none).
+strings none). `constants.json` has the constants of several numbers in each graph in the same way:
+path, the name of the node after that of its function, and what `tf.make_ndarray` reads.
 """
 
 import base64
@@ -18,6 +19,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 HERE = Path(__file__).resolve().parent
 HOME = Path()  # relative, so that no path of a machine gets into the files
@@ -28,10 +31,15 @@ FLOATS = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"
 SMALL = ["float8_e5m2", "float8_e4m3fn", "int4", "uint4"]
 
 
-def numbers(dtype, shape=(2, 3)):
+def array(dtype, shape=(2, 3)):
     """Small numbers of a type, made from 0, 1, 2, …"""
     values = np.arange(np.prod(shape, dtype=int)).reshape(shape)
-    return tf.constant(values.astype(tf.as_dtype(dtype).as_numpy_dtype))
+    return values.astype(tf.as_dtype(dtype).as_numpy_dtype)
+
+
+def numbers(dtype, shape=(2, 3)):
+    """The same as a tensor."""
+    return tf.constant(array(dtype, shape))
 
 
 def clean(name):
@@ -131,9 +139,97 @@ def outside():
     """A SavedModel of operations that touch the outside; only its graph is kept."""
     folder = clean("outside")
     tf.saved_model.save(Outside(), str(folder))
+    only_graph(folder)
+
+
+class Constant(tf.Module):
+    """A model whose weights are constants: of every type, in the graph and in a branch of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.captured = tf.constant(np.arange(600, dtype=np.float32).reshape(30, 20))
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.bool)])
+    def __call__(self, which):
+        kinds = ["bool", *INTEGERS, *FLOATS, *SMALL]
+        types = [tf.identity(tf.constant(array(dtype), name=dtype)) for dtype in kinds]
+        same = tf.constant(1.5, shape=[1000], name="same")
+        listed = tf.constant([float(number) for number in range(300)], name="listed")
+        mask = tf.constant(np.tri(40, dtype=bool), name="mask")
+        codes = tf.constant(array("uint16", (600,)), name="codes")
+        one = tf.cond(which, lambda: self.captured + 1.0, lambda: self.captured * WEIGHT)
+        return *types, same, listed, mask, codes, one
+
+
+WEIGHT = np.arange(20, dtype=np.float32)
+
+
+def constant():
+    """A SavedModel with such a model; only its graph is kept."""
+    folder = clean("constant")
+    tf.saved_model.save(Constant(), str(folder))
+    only_graph(folder)
+
+
+class Layers(tf.Module):
+    """Two layers with variables."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = tf.Variable(numbers("float32", (4, 3)), name="body/kernel")
+        self.head = tf.Variable(numbers("bfloat16", (3, 2)), name="head/kernel")
+        self.bias = tf.Variable(tf.zeros([2]), name="head/bias")
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 4], tf.float32, name="x")])
+    def __call__(self, x):
+        hidden = tf.reshape(tf.nn.relu(x @ self.body), [-1, 3])
+        return hidden @ tf.cast(self.head, tf.float32) + self.bias
+
+
+def frozen():
+    """Frozen graphs: of a function, and of a session as they were made before TensorFlow 2."""
+    folder = clean("frozen")
+    layers = Layers()
+    function = layers.__call__.get_concrete_function()
+    graph = convert_variables_to_constants_v2(function).graph.as_graph_def()
+    (folder / "frozen_graph.pb").write_bytes(graph.SerializeToString(deterministic=True))
+    with tf.Graph().as_default(), V1.Session() as session:
+        x = V1.placeholder(tf.float32, [None, 4], name="input")
+        kernel = V1.get_variable("dense/kernel", initializer=array("float32", (4, 3)))
+        bias = V1.get_variable("dense/bias", initializer=array("float16", (3,)))
+        tf.add(x @ kernel, tf.cast(bias, tf.float32), name="output")
+        session.run(V1.global_variables_initializer())
+        graph = V1.graph_util.convert_variables_to_constants(session, session.graph_def, ["output"])
+    (folder / "session.pb").write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def only_graph(folder):
+    """Delete all of a SavedModel but its graph."""
     for child in folder.iterdir():
         if child.name != "saved_model.pb":
             shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+
+def read_constants(path):
+    """What TensorFlow reads in a graph."""
+    data = path.read_bytes()
+    if path.name == "saved_model.pb":
+        (meta,) = saved_model_pb2.SavedModel.FromString(data).meta_graphs
+        graph = meta.graph_def
+    else:
+        graph = V1.GraphDef.FromString(data)
+    places = [("", graph.node)]
+    places += [(f"{one.signature.name}/", one.node_def) for one in graph.library.function]
+    for before, nodes in places:
+        for node in nodes:
+            tensor = node.attr["value"].tensor
+            if node.op != "Const" or tensor.dtype == tf.string.as_datatype_enum:
+                continue
+            found = tf.make_ndarray(tensor)
+            if found.size > 1:
+                raw = base64.b64encode(found.tobytes()).decode()
+                kind = tf.as_dtype(tensor.dtype).name
+                yield path.as_posix(), before + node.name, kind, found.shape, raw
 
 
 def read(prefix):
@@ -149,7 +245,7 @@ def read(prefix):
 
 def main():
     os.chdir(HERE)
-    for write in (objects, sharded, graph, saved, exported, outside):
+    for write in (objects, sharded, graph, saved, exported, outside, constant, frozen):
         write()
     for note in HOME.rglob("checkpoint"):
         note.unlink()  # says only which checkpoint is the newest
@@ -160,6 +256,9 @@ def main():
         for key, tensor in read(path).items()
     ]
     (HOME / "expected.json").write_text("[\n[" + "],\n[".join(lines) + "]\n]\n")
+    graphs = sorted([*HOME.glob("*/saved_model.pb"), *HOME.glob("frozen/*.pb")])
+    lines = [json.dumps(one) for path in graphs for one in read_constants(path)]
+    (HOME / "constants.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":
