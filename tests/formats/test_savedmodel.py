@@ -274,6 +274,7 @@ def test_frozen_graph():
         graph(node(b"name", b"Operation") + field(5, field(1, b"T") + field(2, b"t"))),
         graph(node(b"name", b"Operation") + field(5, field(1, b"T"))),
         graph(node(b"name", b"Operation", (b"T", b"t")))[:-3],
+        graph(node(b"name", b"Operation") + field(5, field(1, b"T") + field(2, b"") + field(3, 1))),
         field(1, b"net") + field(2, b"data"),
     ],
 )
