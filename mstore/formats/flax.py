@@ -15,7 +15,7 @@ Source: flax/serialization.py of the flax project.
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, BytesReader, Format, check_shape, quote
-from mstore.formats.msgpack_walk import Cursor, Extension, Kind, extensions
+from mstore.formats.msgpack_walk import MAX_DEPTH, Cursor, Extension, Kind, extensions
 from mstore.formats.notes import opaque_note
 from mstore.formats.shifting import Contents, cover_all
 from mstore.layout import ByteReader, Layout, Tensor
@@ -50,16 +50,18 @@ class FlaxFormat(Format):
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
         """A map whose first key is text, with an array of flax before anything that is malformed.
 
-        Little is as certain as such an array: it is within two lengths that must agree.
+        Of the array it is enough how it begins. Or maps in maps and nothing else, more than may be.
         """
         try:
             cursor = Cursor(BytesReader(head))
             if cursor.head()[0] is not Kind.MAP or cursor.head()[0] is not Kind.TEXT:
                 return False
             first = next((e for e in extensions(reader) if e.code in _ARRAYS), None)
-            return first is not None and _read_array(reader, first) is not None
-        except (FormatError, LimitExceededError):
+            return first is not None and _begins_as_array(Cursor(reader, first.offset))
+        except FormatError:
             return False
+        except LimitExceededError:
+            return _is_endless(Cursor(reader))
 
     def layout(self, reader: ByteReader) -> Layout:
         """Every array of a known type."""
@@ -80,6 +82,37 @@ class FlaxFormat(Format):
                     left.append((extension.name, f"is of type {quote(found)}"))
         layout = cover_all(self.name, reader.size, [Contents(tuple(tensors))])
         return layout, opaque_note(left, len(tensors) + len(left), "arrays")
+
+
+def _begins_as_array(cursor: Cursor) -> bool:
+    """Whether an extension holds three things, the first a shape and the second the name of a type.
+
+    Raises FormatError when it breaks off, LimitExceededError when the name is too long.
+    """
+    if cursor.head() != (Kind.ARRAY, 3):
+        return False
+    kind, count = cursor.head()
+    if kind is not Kind.ARRAY:
+        return False
+    if any(cursor.head()[0] is not Kind.NUMBER for _ in range(min(count, MAX_DIMS))):
+        return False
+    if count > MAX_DIMS:
+        return True
+    kind, length = cursor.head()
+    return kind in (Kind.TEXT, Kind.BYTES) and cursor.text(length).isprintable()
+
+
+def _is_endless(cursor: Cursor) -> bool:
+    """Whether there are maps first in maps, by names, until there are too many."""
+    try:
+        for _ in range(MAX_DEPTH):
+            kind, count = cursor.head()
+            named, length = cursor.head()
+            if (kind, named) != (Kind.MAP, Kind.TEXT) or not count or not cursor.text(length):
+                return False
+    except (FormatError, LimitExceededError):
+        return False
+    return True
 
 
 def _read_array(reader: ByteReader, extension: Extension) -> tuple[int, Tensor | str]:

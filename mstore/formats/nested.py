@@ -83,13 +83,19 @@ class ZipFormat(Format):
         self._formats = formats
 
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
-        """A sound archive with a member that another format knows."""
+        """A sound archive with a member that another format knows, or with too deep ones only."""
         if not head.startswith(zipdir.MAGIC):
             return False
+        walk = self._walk(reader)
+        empty = True
         try:
-            return any(not isinstance(one, _Array) for one in self._walk(reader).files())
+            for one in walk.files():
+                if not isinstance(one, _Array):
+                    return True
+                empty = False
         except (FormatError, LimitExceededError):
             return False
+        return empty and walk.too_deep
 
     def layout(self, reader: ByteReader) -> Layout:
         """The tensors of all members that are understood."""
@@ -102,11 +108,15 @@ class ZipFormat(Format):
         headers = Headers()
 
         def parts() -> Iterator[Contents]:
+            empty = True
             for one in walk.files():
+                empty = False
                 contents, note = _describe(one, headers)
                 if note:
                     notes.append(f"{quote(one.path)} {note}")
                 yield contents
+            if empty and walk.too_deep:
+                raise LimitExceededError(f"it has more than {MAX_DEPTH} archives in each other")
 
         layout = cover_all(self.name, reader.size, parts())
         if walk.compressed:
@@ -148,6 +158,7 @@ class _Walk:
     def __init__(self, formats: Sequence[Format], reader: ByteReader) -> None:
         self.compressed = 0
         self.left_out = 0
+        self.too_deep = False
         self._formats = formats
         self._reader = reader
         self._members = MAX_MEMBERS
@@ -210,6 +221,7 @@ class _Walk:
             return []
         if depth == MAX_DEPTH:
             self.left_out += 1
+            self.too_deep = True
             return []
         try:
             found = list(self._archive(window, path, offset, depth + 1))

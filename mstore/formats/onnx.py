@@ -16,12 +16,12 @@ from contextlib import suppress
 from functools import lru_cache
 from itertools import islice
 
-from mstore.errors import LimitExceededError, UnsafeInputError
+from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import Finding, Format, quote
 from mstore.formats.companion import Companion, Placed
 from mstore.formats.onnx_model import Model, read_model
 from mstore.formats.onnx_tensor import External
-from mstore.formats.protobuf import BYTES, VARINT, Wire
+from mstore.formats.protobuf import BYTES, FIXED32, VARINT, Wire
 from mstore.formats.records import RecordField, Records
 from mstore.formats.remembered import Remembered
 from mstore.formats.shifting import Contents, cover_all
@@ -54,6 +54,10 @@ _OPERATORS = {
 _MODEL = {1: VARINT, 5: VARINT} | dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)
 _GRAPH = dict.fromkeys((1, 2, 5, 10, 11, 12, 13, 14, 15, 16), BYTES)
 _NODE = dict.fromkeys(range(1, 11), BYTES)
+_ATTRIBUTE = {2: FIXED32, 3: VARINT, 20: VARINT} | dict.fromkeys((1, 4, 5, 6, 10, 11, 13), BYTES)
+_NAMES = (2, 3, 4)  # in a model: of what made it, the version of that, and a domain
+_MAX_NAME = 256
+_GRAPH_TAG = b"\x3a"
 
 _model = Remembered(read_model)
 
@@ -64,17 +68,18 @@ class OnnxFormat(Format):
     name = "onnx"
 
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
-        """A message with the version of ONNX first, and a graph whose first fields are one's."""
+        """A message with the version of ONNX first, and a graph whose first fields are one's.
+
+        If that graph breaks off, it is enough that text says before it what made the model.
+        """
         if _HEAD.match(head) is None:
             return False
         wire = Wire(reader, max_fields=_MAX_SNIFFED)
         graph = wire.first(0, 7, _MODEL)
-        if graph is None:
-            return False
-        node = wire.first(graph.start, 1, _GRAPH)
-        if node is not None:
-            return wire.first(node.start, 4, _NODE) is not None
-        return any(wire.first(graph.start, number, _GRAPH) for number in (5, 12, 15))
+        if graph is not None and _begins_as_graph(wire, graph.start):
+            return True
+        whole = graph is not None and graph.end <= reader.size
+        return not whole and _has_producer(wire, reader)
 
     def layout(self, reader: ByteReader) -> Layout:
         """Every tensor in the file itself; the rest is opaque."""
@@ -114,6 +119,35 @@ class OnnxFormat(Format):
             Finding("dangerous", f"reads {quote(path)} {_BY_LINK}", places[path])
             for path in islice(linked, _MAX_TOLD)
         ]
+
+
+def _begins_as_graph(wire: Wire, start: int) -> bool:
+    """Whether a graph has a node with an operator or an attribute first, or tensors or values."""
+    node = wire.first(start, 1, _GRAPH)
+    if node is None:
+        return any(wire.first(start, number, _GRAPH) for number in (5, 12, 15))
+    if wire.first(node.start, 4, _NODE) is not None:
+        return True
+    attribute = wire.first(node.start, 5, _NODE)
+    return attribute is not None and wire.first(attribute.start, 20, _ATTRIBUTE) is not None
+
+
+def _has_producer(wire: Wire, reader: ByteReader) -> bool:
+    """Whether a model names what made it, right before a graph of which there is the tag only."""
+    at, named = 2, False
+    try:
+        for one in wire.fields(at, reader.size):
+            if one.number in _NAMES:
+                name = wire.text(one, _MAX_NAME, "a name")
+                if not name.isprintable():
+                    return False
+                named = named or bool(name)
+            elif one.number not in (5, 6):  # its version, and what there is to say of it
+                return False
+            at = one.end
+    except (FormatError, LimitExceededError):
+        pass
+    return named and reader.read(at, 1) == _GRAPH_TAG
 
 
 def _contents(place: int, tensor: Tensor, tagged: bool) -> Contents:

@@ -16,8 +16,9 @@ from mstore.errors import FormatError, LimitExceededError, MstoreError
 from mstore.formats import flax as flax_module
 from mstore.formats import msgpack_walk
 from mstore.formats.base import BytesReader
+from mstore.formats.detect import describe
 from mstore.formats.flax import FlaxFormat
-from mstore.layout import Tensor
+from mstore.layout import Tensor, opaque
 
 GOLDEN = sorted((Path(__file__).parent / "flax_files").glob("*.msgpack"))
 BYTES = BY_NAME["u8"]
@@ -213,6 +214,33 @@ def test_too_much(monkeypatch):
                 layout(deep)
 
 
+DAMAGED = (
+    "shape negative", "shape negative twice", "shape 2^60", "shape overflows", "shape smaller",
+    "data a list", "two maps", "more behind", "fewer keys", "2^32 keys", "2^32 items",
+    "2^32 bytes", "reserved byte", "key not UTF-8", "more in the extension",
+    "less in the extension",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_begins_as_flax_and_is_malformed_is_told(name):
+    layout, note = describe(BytesReader(MALFORMED[name]))
+    assert layout == opaque(len(MALFORMED[name]))
+    assert note.startswith("looks like flax but ")
+
+
+def test_what_is_unreasonable_is_told():
+    for data in (
+        packed({"a": array(0, shape=(1,) * 65)}),
+        packed({"a": array(0, shape=(1,) * 5000)}),
+        b"\x81\xa1a" * 512 + packed({"a": ONE}),
+        b"\x82\xaaa long key" * 4000,
+    ):
+        layout, note = describe(BytesReader(data))
+        assert layout == opaque(len(data))
+        assert note.startswith("looks like flax but ")
+
+
 def test_sniff():
     good = packed({"a": 1, "b": ONE})
     assert sniffed(good)
@@ -228,6 +256,17 @@ def test_sniff():
         packed([ONE]),
         packed({"a": msgpack.ExtType(1, b"x")}),
         packed({"a": msgpack.ExtType(5, ONE.data)}),
+        packed({"a": msgpack.ExtType(1, packed([[3], "uint8"]))}),
+        packed({"a": msgpack.ExtType(1, packed([3, "uint8", b"abc"]))}),
+        packed({"a": msgpack.ExtType(1, packed([[3.5], "uint8", b"abc"]))}),
+        packed({"a": msgpack.ExtType(1, packed([["x"], "uint8", b"abc"]))}),
+        packed({"a": msgpack.ExtType(1, packed([[3], 8, b"abc"]))}),
+        packed({"a": msgpack.ExtType(1, packed([[3], "a\nb", b"abc"]))}),
+        b"\x81\xa1a" * 511 + b"\xc0",
+        b"\x81\xa1a" * 511 + b"\xc1",
+        b"\x81\xa1a" + b"\x91" * 5000,
+        b"\x81\xa0" * 5000,
+        b"\x81\xdb\xff\xff\xff\xffw",
         b"\x85text that begins with an odd byte" * 20,
         *(pickle.dumps({"a": 1, "b": [ONE.data]}, protocol) for protocol in range(6)),
     ):

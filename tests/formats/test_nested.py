@@ -156,11 +156,17 @@ def test_archives_in_archives(arrays):
 def test_depth(arrays):
     assert set(arrays(nest(4, SAFETENSORS))) == {"x/x/x/x/w"}
     assert set(arrays(nest(4, NPZ))) == {"x/x/x/x/w", "x/x/x/x/b"}
-    assert not sniffed(nest(5, SAFETENSORS))
-    assert not sniffed(nest(3000, SAFETENSORS))
+    for data in (nest(5, SAFETENSORS), nest(5, b"text"), nest(3000, SAFETENSORS)):
+        assert sniffed(data)
+        with pytest.raises(LimitExceededError, match="more than 4 archives in each other"):
+            examine(data)
+        with pytest.raises(LimitExceededError):
+            ZIP.layout(BytesReader(data))
+    assert not sniffed(nest(4, b"text"))
     data = archive({"a": SAFETENSORS, "b": nest(4, SAFETENSORS)})
     assert set(arrays(data)) == {"a/w"}
     assert examine(data)[1] == "1 members are too many or too deep to be looked into"
+    assert not sniffed(archive({"w.npy": npy(W), "b": nest(4, SAFETENSORS)}))  # is an npz file
 
 
 def test_one_name_twice(arrays):

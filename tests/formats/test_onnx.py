@@ -627,10 +627,11 @@ def coded(number):
     return bytes([*out, number])
 
 
-def field(number, value):
+def field(number, value, length=None):
+    """A field, whose length may be a lie."""
     if isinstance(value, int):
         return coded(number << 3) + coded(value)
-    return coded(number << 3 | 2) + coded(len(value)) + value
+    return coded(number << 3 | 2) + coded(len(value) if length is None else length) + value
 
 
 NODE = field(1, field(1, b"x") + field(2, b"y") + field(4, b"Identity"))
@@ -792,12 +793,50 @@ OTHERS = {
     "node of other fields": field(1, 8) + field(7, field(1, field(1, 1))),
     "node without operator": field(1, 8) + field(7, field(1, field(1, b"x"))),
     "graph empty": field(1, 8) + field(7, b""),
+    "graph empty, by somebody": field(1, 8) + field(2, b"me") + field(7, b""),
+    "text, by somebody": field(1, 8) + field(2, b"me") + field(7, b"hello, world"),
+    "names only": field(1, 8) + field(2, b"me") + field(3, b"1.0"),
+    "nobody's, cut": field(1, 8) + field(7, b"", 99),
+    "somebody without a name, cut": field(1, 8) + field(2, b"") + field(7, b"", 99),
+    "somebody who is a message, cut": field(1, 8) + field(2, field(1, b"x")) + field(7, b"", 99),
+    "somebody with a long name, cut": field(1, 8) + field(2, b"x" * 257) + field(7, b"", 99),
+    "other fields, cut": field(1, 8) + field(2, b"me") + field(9, b"") + field(7, b"", 99),
+    "something else cut": field(1, 8) + field(2, b"me") + field(6, b"", 99),
+    "attribute without a type": field(1, 8) + field(7, field(1, field(5, field(1, b"x")))),
+    "attribute of other fields": field(1, 8) + field(7, field(1, field(5, field(20, b"x")))),
 }
 
 
 @pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
 def test_other_files(data):
     assert describe(BytesReader(data)) == (opaque(len(data)), None)
+
+
+def without_operators(depth):
+    """Graphs inside nodes that have nothing but them."""
+    graph = b""
+    for _ in range(depth):
+        graph = field(1, field(5, field(1, b"body") + field(6, graph) + field(20, 5)))
+    return graph
+
+
+MADE = field(1, 8) + field(2, b"pytorch") + field(3, b"2.13") + field(5, 3)
+BROKEN = {
+    "graph cut": MADE + field(7, b"", 1 << 40),
+    "graph cut and short": field(1, 8) + field(2, b"tests") + field(7, b"hello", 99),
+    "no length": MADE + b"\x3a",
+    "length without end": MADE + b"\x3a" + b"\xff" * 20,
+    "told more": MADE + field(6, "ü\n".encode()) + b"\x3a",
+    "graphs without operators": field(1, 8) + field(7, without_operators(200)),
+    "tensor cut": whole(tensor())[:-9],
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
+def test_what_begins_as_a_model_and_is_malformed_is_told(data):
+    layout, note = describe(BytesReader(data))
+    assert layout == opaque(len(data))
+    assert note.startswith("looks like onnx but ")
 
 
 def test_cut_files_are_told():
