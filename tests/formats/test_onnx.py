@@ -503,11 +503,11 @@ def test_links_are_told_beside_what_lies_outside():
 
 
 def test_data_many_folders_away_is_refused():
-    near = model([external("a/" * 15 + "w")]).SerializeToString()
+    near = model([external("a/" * 7 + "w")]).SerializeToString()
     assert note_of(near) == "opaque bytes for tensors: 1 in another folder"
-    far = model([external("a/" * 16 + "w")]).SerializeToString()
+    far = model([external("a/" * 8 + "w")]).SerializeToString()
     folder = Files({}, "m.onnx")
-    with pytest.raises(LimitExceededError, match="lies 16 folders away"):
+    with pytest.raises(LimitExceededError, match="lies 8 folders away"):
         OnnxFormat().layout(BytesReader(far))
     assert find_hazards(BytesReader(far), folder).verdict == "malformed"
     assert folder.asked == []
