@@ -22,8 +22,9 @@ MAX_TENSORS = 500_000
 """Most arrays in a file."""
 
 _MATERIAL = "storage:"  # before the name of an array: the bytes that only views see
-# The code of text, and how many bytes of it one byte may take.
-_TEXT: Final[dict[str, tuple[Recoding, int]]] = {"utf8": ("latin1", 2), "escaped": ("escaped", 10)}
+
+TEXTS: Final[dict[str, tuple[Recoding, int]]] = {"utf8": ("latin1", 2), "escaped": ("escaped", 10)}
+"""How bytes are written as text, by the code of it, and how many bytes one may take there."""
 
 
 def arrange(
@@ -71,7 +72,7 @@ class _Plan:
             _check_size(tensor, place, 1)
             self._add_raw(tensor, place.offset, array.axes)
         else:
-            code, most = _TEXT[place.code]
+            code, most = TEXTS[place.code]
             _check_size(tensor, place, most)
             if array.held not in (None, tensor.nbytes):
                 raise _wrong_size(tensor, array.held)

@@ -7,23 +7,26 @@ it is given is a call as well:
                                             saved structure is a storage, the only one
 
 The elements lie in those bytes, and so in the file, from protocol 3 on. Before, bytes are written
-as text. Each tensor has a file of its own, also those that share a storage. Whatever is in such a
-file is judged as if it was in the pickle itself. Source: torch/storage.py of PyTorch.
+as text, of which only the start is read if it is long: the pickles are there. Each tensor has a
+file of its own, also those that share a storage. Whatever is in such a file is judged as if it was
+in the pickle itself. Source: torch/storage.py of PyTorch.
 """
 
+from codecs import getincrementaldecoder
 from dataclasses import dataclass, field
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats.base import BytesReader
 from mstore.formats.pickle_arguments import Arguments
 from mstore.formats.pickle_arrays import place_of
+from mstore.formats.pickle_layout import TEXTS
 from mstore.formats.pickle_stack import Account
 from mstore.formats.pickle_values import Call, Chars, Global
 from mstore.formats.pickle_walk import ASKS, walk_next
 from mstore.formats.torch_storages import Place
 from mstore.formats.torch_stream import read_stream
 from mstore.formats.torch_tensors import Storage, storage_of
-from mstore.layout import ByteReader
+from mstore.layout import ByteReader, Recoded
 
 LOADS = ("torch.storage", "_load_from_bytes")
 """The function that loads a file from bytes."""
@@ -32,7 +35,8 @@ NOT_ALL = "has more in it than was looked through"
 """What to tell of a file that was not looked through to its end."""
 
 _PROTOCOL = 0x80
-_MAX_TEXT = 16 * 1024 * 1024
+_MAX_TEXT = 16 * 1024 * 1024  # bytes
+_HEAD = 1 << 16  # bytes of a longer text that are read: many times what its pickles take
 _MAX_TEXTS = 4  # in each other
 _HIDDEN = "would have torch load a file that is inside"
 _AS_TEXT = "is written as text"
@@ -58,10 +62,14 @@ class Inside:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """The bytes that a pickle is in: the file, or text of it that was read, in how many others."""
+    """The bytes that a pickle is in: the file, or text of it that was read, in how many others.
+
+    `whole` is False if only the first bytes of the text were read.
+    """
 
     reader: ByteReader
     texts: int = 0
+    whole: bool = True
 
 
 def look_inside(reader: ByteReader, account: Account) -> Inside:
@@ -112,26 +120,36 @@ def _enter(source: _Source, place: Chars) -> tuple[_Source, Arguments]:
     """The pickles in bytes; raises UnsafeInputError if what they hold is not known."""
     if place.code == "raw":
         inner, (start, end) = source, (place.offset, place.offset + place.length)
-    elif place.length > _MAX_TEXT or source.texts == _MAX_TEXTS:
+    elif place.code not in TEXTS or source.texts == _MAX_TEXTS:
         raise UnsafeInputError(_HIDDEN)
     else:
-        held = source.reader.read(place.offset, place.length)
-        try:
-            text = held.decode("utf-8" if place.code == "utf8" else "raw-unicode-escape")
-            raw = text.encode("latin-1")
-        except UnicodeError:
-            raise UnsafeInputError(_HIDDEN) from None
-        inner, (start, end) = _Source(BytesReader(raw), source.texts + 1), (0, len(raw))
+        raw = _decode(source, place)
+        inner = _Source(BytesReader(raw), source.texts + 1, place.length <= _MAX_TEXT)
+        start, end = 0, len(raw)
     # Archives of any kind, torch would load too.
     if start == end or inner.reader.read(start, 1)[0] != _PROTOCOL:
         raise UnsafeInputError(_HIDDEN)
     return inner, Arguments(inner.reader, start, end)
 
 
+def _decode(source: _Source, place: Chars) -> bytes:
+    """The bytes that a text stands for; the first ones of a long text."""
+    whole = place.length <= _MAX_TEXT
+    held = source.reader.read(place.offset, place.length if whole else _HEAD)
+    decoder = getincrementaldecoder("utf-8" if place.code == "utf8" else "raw-unicode-escape")()
+    try:
+        return decoder.decode(held, final=whole).encode("latin-1")
+    except UnicodeError:
+        raise UnsafeInputError(_HIDDEN) from None
+
+
 def _read(
     source: _Source, arguments: Arguments, account: Account, place: Chars
 ) -> tuple[Storage, Place]:
-    """The storage that a file in bytes holds; one of unknown size if that is not understood."""
+    """The storage that a file in bytes holds; one of unknown size if that is not understood.
+
+    Raises UnsafeInputError if it may hold anything in what was not read.
+    """
     start, asked = arguments.position, ASKS in account.others
     try:
         stream = read_stream(arguments, account)
@@ -140,17 +158,27 @@ def _read(
     except (FormatError, UnsafeInputError):
         note_all(Arguments(source.reader, start, start + arguments.size), account)
         storage = None
+        if not source.whole:
+            raise UnsafeInputError(_HIDDEN) from None
     if storage is None or list(stream.keys) != [storage.key] or storage.nbytes is None:
         return _unknown(_UNCLEAR)
     item = storage.dtype.itemsize if storage.dtype else 1
-    fits = arguments.left == 8 + storage.nbytes
+    size = stream.end - start + 8 + storage.nbytes
+    fits = arguments.size == size if source.whole else _may_take(place, size)
     if not fits or int.from_bytes(head, "little", signed=True) * item != storage.nbytes:
         return _unknown(_UNCLEAR)
     if not asked:
         account.others.pop(ASKS)  # it has its storage itself
-    if source.texts or place.code != "raw":
-        return _unknown(_AS_TEXT)
-    return storage, Place(stream.end + 8, storage.nbytes)
+    at = stream.end + 8
+    if place.code == "raw":
+        return storage, Place(at, storage.nbytes, _AS_TEXT if source.texts else "")
+    coded = Recoded(TEXTS[place.code][0], place.offset, place.length, size, at)
+    return storage, Place(at, storage.nbytes, coded=coded)
+
+
+def _may_take(place: Chars, size: int) -> bool:
+    """Whether so many bytes may be written as a text of this length."""
+    return size <= place.length <= TEXTS[place.code][1] * size
 
 
 def _unknown(why: str) -> tuple[Storage, Place]:

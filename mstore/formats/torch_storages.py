@@ -3,7 +3,8 @@
 A storage that a tensor covers whole, row- or column-major, is that tensor's segment, the first
 one's where there are several. All other tensors are views of the storage: tied weights, slices,
 expanded ones. A storage that no tensor covers is a segment all the same, a hidden one of one axis
-called `storage:` and the name of the first tensor in it.
+called `storage:` and the name of the first tensor in it. Of a storage that is written as text only
+those tensors are seen that cover it whole.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from mstore.formats.notes import note_on
 from mstore.formats.pickle_paths import join
 from mstore.formats.shifting import Contents
 from mstore.formats.torch_tensors import Use
-from mstore.layout import Order, Strided, Tensor, View
+from mstore.layout import Order, Recoded, Strided, Tensor, View
 
 MAX_TENSORS = 200_000
 """Most tensors in a file."""
@@ -27,11 +28,15 @@ _MATERIAL = "storage:"  # before the name of a tensor: the storage that only vie
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in the file the bytes of a storage are, or `why` they are not there as they are."""
+    """Where in the file the bytes of a storage are, or `why` they are not there as they are.
+
+    The `offset` of bytes that are `coded` is not one of the file: they are from there on in these.
+    """
 
     offset: int
     size: int
     why: str = ""
+    coded: Recoded | None = None
 
 
 def arrange(
@@ -108,6 +113,8 @@ def _why_left_out(use: Use, place: Place, *, whole: bool) -> str | None:
         return "is the conjugate or the negative of what is stored"
     if use.dtype.bits < 8 and not whole:
         return f"is a part of elements of {use.dtype.bits} bits"
+    if place.coded and _order_there(use, place) is None:
+        return "is a part of what is written as text"
     return place.why or None
 
 
@@ -138,8 +145,13 @@ class _Plan:
         elif use.dtype is not None:
             name, order = self._names.add(join(use.path)), _order_there(use, place)
             dtype, shape = self._as_stored(use.dtype), _packed(use.dtype, use.shape)
-            tensor = Tensor(name, dtype, shape, order if whole and order else "C", use.quantised)
-            if whole:
+            seen_whole = whole or place.coded
+            tensor = Tensor(
+                name, dtype, shape, order if seen_whole and order else "C", use.quantised
+            )
+            if place.coded:
+                self.views.append(View(tensor, place.coded))
+            elif whole:
                 self.tensors.append((place.offset, tensor))
             else:
                 self.views.append(View(tensor, _strided(use, use.dtype, place)))
@@ -147,7 +159,7 @@ class _Plan:
     def add_hidden(self, use: Use, place: Place) -> None:
         """The storage of a tensor, if it is not there yet and the type of its elements is known."""
         key, dtype = use.storage.key, use.dtype
-        if place.why or not place.size or dtype is None or key in self._stored:
+        if place.why or place.coded or not place.size or dtype is None or key in self._stored:
             return
         self._stored.add(key)
         if dtype.bits < 8 or place.size % dtype.itemsize:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from mstore.errors import UnsafeInputError
+from mstore.formats import pickle_torch
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
 from mstore.formats.hazards import find_hazards
 from mstore.formats.pickles import PickleFormat
-from mstore.layout import Strided
+from mstore.layout import Recoded, Strided
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
@@ -110,21 +111,80 @@ def test_one_tensor_in_two_places(check):
     assert sum(s.tensor is not None for s in layout.segments) == 1
 
 
+@pytest.mark.parametrize("long", [False, True])
 @pytest.mark.parametrize("protocol", [0, 1, 2])
-def test_older_protocols_write_bytes_as_text(check, protocol):
-    note = "2 of its tensors are not listed: 'w' is written as text, 'v' is written as text"
-    value = {"w": torch.arange(5.0), "a": np.arange(3.0), "v": torch.arange(2).to(torch.uint16)}
-    check(pickle.dumps(value, protocol), {"a": np.arange(3.0)}, note)
+def test_older_protocols_write_bytes_as_text(check, monkeypatch, protocol, long):
+    """All of which is read, or only the start."""
+    if long:
+        monkeypatch.setattr(pickle_torch, "_MAX_TEXT", 2000)
+        monkeypatch.setattr(pickle_torch, "_HEAD", 1501)
+    tied = torch.randn(500, 2)
+    value = {
+        "w": tied,
+        "a": np.arange(3.0),
+        "v": torch.arange(1000).to(torch.uint16),
+        "again": tied,
+        "turned": torch.randn(30, 20).t(),
+        "number": torch.tensor(3),
+        "bits": torch.arange(256, dtype=torch.uint8),
+    }
+    for saved, expected in ((value, value), (tied, {"": tied})):
+        data = pickle.dumps(saved, protocol)
+        layout = check(data, expected)
+        assert all(isinstance(view.place, Recoded) for view in layout.views)
+        assert find_hazards(BytesReader(data)).verdict == "ok"
+
+
+def test_parts_of_what_is_written_as_text(check):
+    value = {"w": torch.arange(6.0)[2:4], "v": torch.ones(2), "c": torch.ones(2) * 1j}
+    value["c"] = value["c"].conj()
+    note = (
+        "2 of its tensors are not listed: 'w' is a part of what is written as text,"
+        " 'c' is the conjugate or the negative of what is stored"
+    )
+    check(pickle.dumps(value, 2), {"v": torch.ones(2)}, note)
+
+
+def test_long_text_is_not_read():
+    """Of which hardly anything is read, and which is no reason to refuse a file."""
+    data = pickle.dumps({"w": torch.ones(5_000_000)}, 2)
+    assert len(data) > 16 << 20
+    reader = Watched(data)
+    layout, note = describe(reader)
+    assert note is None
+    assert [view.tensor.name for view in layout.views] == ["w"]
+    assert reader.read_bytes < 200_000
+
+
+def test_long_text_that_is_something_else(monkeypatch, check):
+    """What is not seen may do harm, unless the start says all."""
+    monkeypatch.setattr(pickle_torch, "_MAX_TEXT", 100)
+    monkeypatch.setattr(pickle_torch, "_HEAD", 600)
+    junk = pickle.dumps(b"x" * 5000, 4)
+    for data in (outer(as_text(START + EVIL + bytes(5000))), outer(as_text(START + junk + EVIL))):
+        found = find_hazards(BytesReader(data))
+        assert found.verdict == "dangerous"
+        with pytest.raises(UnsafeInputError):
+            PickleFormat().layout(BytesReader(data))
+    good = pickle.dumps({"w": torch.zeros(100)}, 2)
+    longer = good.replace(struct.pack("<q", 100), struct.pack("<q", 99))
+    note = (
+        "1 of its tensors are not listed: 'w' is a file of torch of its own that is not understood"
+    )
+    check(longer, {}, note)
+
+
+class Watched(BytesReader):
+    """Counts what is read."""
+
+    read_bytes = 0
+
+    def read(self, offset, length):
+        self.read_bytes += length
+        return super().read(offset, length)
 
 
 def test_elements_are_not_read():
-    class Watched(BytesReader):
-        read_bytes = 0
-
-        def read(self, offset, length):
-            self.read_bytes += length
-            return super().read(offset, length)
-
     reader = Watched(pickle.dumps({"w": torch.zeros(1_000_000)}, 4))
     assert describe(reader)[1] is None
     assert reader.read_bytes < 100_000
@@ -175,6 +235,21 @@ def test_harm_inside(data):
     assert [one.what for one in found.of("dangerous")] == ["calls os.system"]
     with pytest.raises(UnsafeInputError, match=r"would call os\.system when loaded"):
         PickleFormat().layout(BytesReader(data))
+
+
+@pytest.mark.parametrize("most", [100_000, 100])
+@pytest.mark.parametrize("write", [held, as_text])
+def test_more_in_a_file_than_its_storage(check, monkeypatch, write, most):
+    monkeypatch.setattr(pickle_torch, "_MAX_TEXT", most)
+    monkeypatch.setattr(pickle_torch, "_HEAD", 400)
+    stream = io.BytesIO()
+    torch.save(torch.ones(200).untyped_storage(), stream, _use_new_zipfile_serialization=False)
+    ones = stream.getvalue()
+    check(outer(write(ones)), {"": torch.ones(200).view(torch.uint8)})
+    note = (
+        "1 of its tensors are not listed: '' is a file of torch of its own that is not understood"
+    )
+    check(outer(write(ones + bytes(3000))), {}, note)
 
 
 def test_harm_inside_of_files_of_torch():
