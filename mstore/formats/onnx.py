@@ -78,8 +78,7 @@ class OnnxFormat(Format):
         graph = wire.first(0, 7, _MODEL)
         if graph is not None and _begins_as_graph(wire, graph.start):
             return True
-        whole = graph is not None and graph.end <= reader.size
-        return not whole and _has_producer(wire, reader)
+        return _breaks_off_in_graph(wire, reader)
 
     def layout(self, reader: ByteReader) -> Layout:
         """Every tensor in the file itself; the rest is opaque."""
@@ -132,8 +131,8 @@ def _begins_as_graph(wire: Wire, start: int) -> bool:
     return attribute is not None and wire.first(attribute.start, 20, _ATTRIBUTE) is not None
 
 
-def _has_producer(wire: Wire, reader: ByteReader) -> bool:
-    """Whether a model names what made it, right before a graph of which there is the tag only."""
+def _breaks_off_in_graph(wire: Wire, reader: ByteReader) -> bool:
+    """Whether a model names what made it right before a graph that is no whole field."""
     at, named = 2, False
     try:
         for one in wire.fields(at, reader.size):

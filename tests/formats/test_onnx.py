@@ -35,7 +35,7 @@ from mstore.formats.onnx_tensor import MIN_FLOATS
 from mstore.layout import Segment, Tensor, opaque
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.ops.commit import Description
-from mstore.ops.hazards import scan_directory, scan_snapshot
+from mstore.ops.hazards import refuse_unsafe, scan_directory, scan_snapshot
 from mstore.ops.opening import open_files
 from mstore.ops.scan import Scan
 from mstore.storage.local import LocalStorage
@@ -541,8 +541,13 @@ def test_the_cache_of_hugging_face(tmp_path):
     stored = repo.commit(snapshot)
     assert stored.files["model.onnx"].format == "opaque"
     assert stored.files["weights"].tensors["w"].numpy().tobytes() == raw
-    with pytest.raises(UnsafeInputError, match="through a link"):
-        repo.commit(snapshot, refuse_unsafe=True)
+    for refuse in (
+        lambda: refuse_unsafe(snapshot, files),
+        lambda: list(open_files(snapshot, files, [], refuse=True)),
+        lambda: repo.commit(snapshot, refuse_unsafe=True),
+    ):
+        with pytest.raises(UnsafeInputError, match="through a link"):
+            refuse()
 
     stored.checkout(tmp_path / "out")  # there are no links in versions
     (scanned,) = scan_snapshot(repo.database, stored.record, ["model.onnx"])
