@@ -15,8 +15,10 @@ without the leading slash. Its data is
   file: opaque.
 
 A dataset with two paths (hard links) is described under both, but a group with two paths only under
-the one that comes first. Soft links are passed over. Files that send their reader elsewhere
-(external links and storage, virtual datasets, filters that are plug-ins) are not described at all.
+the one that comes first. Soft links are not followed. Not described at all are files that send
+their reader elsewhere (external links and storage, virtual datasets, filters that are plug-ins),
+and those in which a group holds itself, a soft link never ends, or a compressed chunk claims more
+than it can hold.
 Source: HDF5 File Format Specification 3.0, and the reference manual of the HDF5 library.
 """
 

@@ -1,44 +1,43 @@
-"""A program of its own that lists what an HDF5 file holds, for `mstore.formats.hdf5_process`.
+"""What lists an HDF5 file, with the HDF5 library, in a process of its own; see `hdf5_zygote.py`.
 
-The HDF5 library was not made for files that nobody trusts, so this process has nothing to lose. It
-opens no file and can open none, and may use little memory and time. It has one socket, on which it
-says that it is ready (`h`), asks for bytes of the file (`r`: offset, length) and tells what it
-found (`l`: lines of JSON, one object each; `d`: done); numbers in the frames are little-endian. It
-reads no data of any dataset. It imports nothing of mstore; the folders given as arguments are where
-to find h5py and numpy.
+The library was not made for files that nobody trusts, so that process has nothing to lose. It reads
+no data of any dataset, and follows no link but hard ones. It imports nothing of mstore.
 """
 
-import contextlib
-import json
-import os
-import resource
-import struct
 import sys
-from typing import Any
-
-sys.path += sys.argv[1:]
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from h5py import h5, h5a, h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t
 
-SOCKET = 0  # standard input
-MEMORY = 192 << 20  # bytes above what Python and the libraries take
-CPU_SECONDS = 120
+if TYPE_CHECKING:
+    from mstore.formats.hdf5_zygote import File, Report
 
-BLOCK = 8192
-BLOCKS = 512  # kept in memory: 4 MiB
-BATCH = 32768  # characters of lines that are sent in one frame
 TILES = 1000  # in one line
 MAX_DEPTH = 200
 MAX_LINKS = 1_000_000
-MAX_PATHS = 64 << 20  # characters of the paths of all links together
+MAX_CHARACTERS = 64 << 20  # of the paths of all links, and of where soft links lead, together
+MAX_PATHS = 1 << 24  # by which all objects together can be reached
+MAX_SOFT_LINKS = 100  # one through another; the library gives up after 16
 MAX_TEXT = 16 << 20  # bytes of an attribute
 
-FRAME = struct.Struct("<cQI")
+# A compressed chunk is refused if it would become larger than MAX_INFLATED, and more than
+# MAX_RATIO times larger than it is. Chunks of zeros, as of an optimizer that made no step yet, have
+# such a ratio, but h5py chooses chunks of at most 1 MiB, and those chosen by hand rarely exceed
+# what fits into a cache. Whoever reads one element has to inflate the whole chunk.
+MAX_INFLATED = 64 << 20
+MAX_RATIO = 200
 
-# What comes with h5py: deflate, shuffle, fletcher32, szip, nbit, scaleoffset, lzf.
-OWN_FILTERS = {1, 2, 3, 4, 5, 6, 32000}
+DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
+OWN_FILTERS = {DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF}  # come with h5py
+# How many times larger data may become when a filter is undone. Deflate has at least 2 bits for 258
+# bytes (zlib's technical details); an LZF reference of 3 bytes stands for 264; the code of szip
+# that stands for most, a run of 64 blocks of 32 samples of 4 bytes, is longer than a byte (CCSDS
+# 121.0-B). Scale-offset keeps nothing of a chunk of equal values; nbit depends on the type.
+BOUNDS = {DEFLATE: 1032, SHUFFLE: 1, FLETCHER32: 1, SZIP: 8192, LZF: 88}
+
 LAYOUTS = {h5d.COMPACT: "compact", h5d.CONTIGUOUS: "contiguous", h5d.CHUNKED: "chunked"}
 FLOATS = {
     (1, (7, 2, 5, 0, 2), 15): "f8_e5m2",
@@ -56,170 +55,89 @@ class TooMuch(Exception):  # noqa: N818
     """The file has more of something than is reasonable."""
 
 
-def confine() -> None:
-    """Give up what a process could do harm with; a limit that the system lacks is left out."""
-    pages = 0
-    with contextlib.suppress(OSError), open("/proc/self/statm") as statm:  # noqa: PTH123
-        pages = int(statm.read().split()[0])
-    limits = [
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CPU, CPU_SECONDS),
-        (resource.RLIMIT_NOFILE, 0),  # what is open stays open
-        (resource.RLIMIT_NPROC, 0),
-    ]
-    if pages:
-        limits.append((resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY))
-    for what, limit in limits:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(what, (limit, limit))
-
-
-def send(kind: bytes, offset: int, length: int, payload: bytes = b"") -> None:
-    """Send one frame."""
-    waiting = memoryview(FRAME.pack(kind, offset, length) + payload)
-    while waiting:
-        waiting = waiting[os.write(SOCKET, waiting) :]
-
-
-class File:
-    """The file as h5py wants it: seek, tell and readinto, in blocks that are asked for."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._at = 0
-        self._blocks: dict[int, bytes] = {}  # the one used last at the end
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place; `whence` is 0 or 2."""
-        self._at = offset + (self._size if whence == 2 else 0)
-        return self._at
-
-    def tell(self) -> int:
-        """The place."""
-        return self._at
-
-    def flush(self) -> None:
-        """Nothing is ever written."""
-
-    def readinto(self, out: memoryview) -> int:
-        """Fill `out` from the place on, as far as the file reaches; returns how far."""
-        wanted = max(0, min(len(out), self._size - self._at))
-        done = 0
-        while done < wanted:
-            number, start = divmod(self._at, BLOCK)
-            piece = self._block(number)[start : start + wanted - done]
-            out[done : done + len(piece)] = piece
-            self._at += len(piece)
-            done += len(piece)
-        return done
-
-    def _block(self, number: int) -> bytes:
-        block = self._blocks.pop(number, None)
-        if block is None:
-            if len(self._blocks) == BLOCKS:
-                del self._blocks[next(iter(self._blocks))]
-            block = self._ask(number * BLOCK, min(BLOCK, self._size - number * BLOCK))
-        self._blocks[number] = block
-        return block
-
-    def _ask(self, offset: int, length: int) -> bytes:
-        send(b"r", offset, length)
-        block = b""
-        while len(block) < length:
-            piece = os.read(SOCKET, length - len(block))
-            if not piece:
-                os._exit(1)  # whoever asked is gone
-            block += piece
-        return block
-
-
-class Report:
-    """Lines to the parent, some at a time."""
-
-    def __init__(self) -> None:
-        self._lines: list[str] = []
-        self._length = 0
-
-    def add(self, **line: object) -> None:
-        """Report one thing."""
-        text = json.dumps(line, ensure_ascii=False)
-        self._lines.append(text)
-        self._length += len(text)
-        if self._length >= BATCH:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what has not been sent."""
-        payload = "\n".join(self._lines).encode("utf-8", "backslashreplace")
-        self._lines.clear()
-        self._length = 0
-        if payload:
-            send(b"l", 0, len(payload), payload)
-
-
 class Lister:
     """Goes through all groups of a file, into each once, and reports each dataset and hazard."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: "Report") -> None:
         self._report = report
-        self._groups: set[int] = set()  # addresses, as in `_datasets`
-        self._datasets: set[int] = set()
+        self._paths: dict[int, int | None] = {}  # by addresses of groups; None while inside
+        self._datasets: set[int] = set()  # addresses, as in `_paths`
+        self._soft = SoftLinks()
         self._links = 0
-        self._paths = 0
+        self._characters = 0
         self._error: Exception | None = None
 
     def root(self, group: Any) -> None:
         """Report the whole file."""
-        self._groups.add(h5o.get_info(group).addr)
         for name in (b"model_config", b"training_config"):
             if (config := read_text(group, name)) is not None:
                 self._report.add(config=config, path=name.decode())
-        self._group(group, "", 0)
+        self._group(group, h5o.get_info(group).addr, "", 0)
+        self._soft.check()
 
-    def _group(self, group: Any, prefix: str, depth: int) -> None:
-        """Report what is in a group and below it."""
+    def _group(self, group: Any, address: int, prefix: str, depth: int) -> int:
+        """Report what is in a group and below it, and return by how many paths that is reached.
+
+        A group that is met again is not gone through again, but its paths count.
+        """
         if depth > MAX_DEPTH:
             raise TooMuch(f"its groups are nested more than {MAX_DEPTH} deep")
+        paths = 0
 
         def visit(name: bytes, info: Any) -> bool | None:
             # The library, which calls this, can pass on no exception; True makes it stop.
+            nonlocal paths
             try:
                 path = prefix + name.decode("utf-8", "backslashreplace")
-                self._link(group, name, info, path, depth)
+                paths += self._link(group, name, info, path, depth)
+                if paths > MAX_PATHS:
+                    raise TooMuch(f"it has more than {MAX_PATHS} paths")
             except Exception as error:
                 self._error = error
                 return True
             return None
 
+        self._paths[address] = None
+        self._soft.groups.add(prefix.removesuffix("/"))
         group.links.iterate(visit, info=True, order=h5.ITER_INC)
         if self._error is not None:
             raise self._error
+        self._paths[address] = paths
+        return paths
 
-    def _link(self, group: Any, name: bytes, info: Any, path: str, depth: int) -> None:
+    def _link(self, group: Any, name: bytes, info: Any, path: str, depth: int) -> int:
+        """Report what a link leads to, and return how many paths lead through it."""
         self._links += 1
-        self._paths += len(path)
-        if self._links > MAX_LINKS or self._paths > MAX_PATHS:
+        self._characters += len(path) + (info.u if info.type == h5l.TYPE_SOFT else 0)
+        if self._links > MAX_LINKS or self._characters > MAX_CHARACTERS:
             raise TooMuch(f"it has more than {MAX_LINKS} links, or their paths are too long")
         if info.type == h5l.TYPE_HARD:
-            self._object(group, name, info.u, path, depth)
+            return 1 + self._object(group, name, info.u, path, depth)
+        if info.type == h5l.TYPE_SOFT:
+            target = group.links.get_val(name).decode("utf-8", "backslashreplace")
+            self._soft.add(path, target)
         elif info.type == h5l.TYPE_EXTERNAL:
             self._report.add(hazard="link", path=path)
-        elif info.type != h5l.TYPE_SOFT:
+        else:
             self._report.add(hazard="strange link", path=path)
+        return 1
 
-    def _object(self, parent: Any, name: bytes, address: int, path: str, depth: int) -> None:
-        if address in self._groups:
-            return
+    def _object(self, parent: Any, name: bytes, address: int, path: str, depth: int) -> int:
+        """Report an object, and return how many paths lead on from it."""
+        if address in self._paths:
+            paths = self._paths[address]
+            if paths is None:
+                raise TooMuch(f"its group {shown(path)} holds itself")
+            return paths
         if address in self._datasets:
             self._report.add(path=path, same=address)
-            return
+            return 0
         found = h5o.open(parent, name)
         if isinstance(found, h5g.GroupID):
-            self._groups.add(address)
-            self._group(found, path + "/", depth + 1)
-        elif isinstance(found, h5d.DatasetID):
+            return self._group(found, address, path + "/", depth + 1)
+        if isinstance(found, h5d.DatasetID):
             self._dataset(found, address, path)
+        return 0
 
     def _dataset(self, dataset: Any, address: int, path: str) -> None:
         settings = dataset.get_create_plist()
@@ -253,6 +171,8 @@ class Lister:
         )
         if tiled:
             self._tiles(dataset)
+        elif filters:
+            check_chunks(dataset, settings.get_chunk(), filters, path)
 
     def _tiles(self, dataset: Any) -> None:
         """Report where the chunks of the dataset just reported lie."""
@@ -267,6 +187,86 @@ class Lister:
 
         dataset.chunk_iter(visit)
         self._report.add(tiles=found)
+
+
+class SoftLinks:
+    """Where the soft links of a file lead, told from their text alone."""
+
+    def __init__(self) -> None:
+        self.groups: set[str] = set()  # paths of all groups; that of the root is empty
+        self._targets: dict[str, str] = {}
+        self._ends: dict[str, str | None] = {}
+
+    def add(self, path: str, target: str) -> None:
+        """Note a soft link."""
+        self._targets[path] = target
+
+    def check(self) -> None:
+        """Raise TooMuch if there are links that lead to each other in a circle."""
+        for path in self._targets:
+            self._end(path, 0)
+
+    def _end(self, path: str, depth: int) -> str | None:
+        """The group to which a link leads, or None if it leads to none."""
+        if depth > MAX_SOFT_LINKS:
+            raise TooMuch(f"its soft link {shown(path)} never ends")
+        if path not in self._ends:
+            self._ends[path] = self._follow(path, depth)
+        return self._ends[path]
+
+    def _follow(self, path: str, depth: int) -> str | None:
+        target = self._targets[path]
+        at = "" if target.startswith("/") else path.rpartition("/")[0]
+        for name in target.split("/"):
+            if name in ("", "."):
+                continue
+            inner = f"{at}/{name}" if at else name
+            end = self._end(inner, depth + 1) if inner in self._targets else inner
+            if end is None or end not in self.groups:
+                return None
+            at = end
+        return at
+
+
+def check_chunks(dataset: Any, shape: tuple[int, ...], filters: list[int], path: str) -> None:
+    """Raise TooMuch if a compressed chunk claims more than can be, or should be, in its bytes.
+
+    Only the index of the chunks is read; none of them is.
+    """
+    try:
+        size = dataset.get_type().get_size()
+    except TypeError:  # a class of types that h5py does not know
+        return
+    length = prod(shape) * size
+    least: dict[int, float] = {}  # bytes that a chunk needs, by the filters that were left out
+    wrong: list[int] = []
+
+    def visit(chunk: Any) -> bool | None:
+        if chunk.filter_mask not in least:
+            used = [f for bit, f in enumerate(filters) if not chunk.filter_mask >> bit & 1]
+            least[chunk.filter_mask] = least_bytes(length, used, size)
+        if chunk.size >= least[chunk.filter_mask]:
+            return None
+        wrong.append(chunk.size)
+        return True  # makes it stop
+
+    dataset.chunk_iter(visit)
+    if wrong:
+        raise TooMuch(f"a chunk of {shown(path)} claims {length} bytes in {wrong[0]} compressed")
+
+
+def least_bytes(length: int, filters: list[int], size: int) -> float:
+    """The bytes that a chunk of `length` bytes, of elements of `size`, needs at least."""
+    if SCALEOFFSET in filters:
+        least = 0.0
+    else:
+        least = length / prod(8 * size if f == NBIT else BOUNDS[f] for f in filters)
+    return max(least, length / MAX_RATIO) if length > MAX_INFLATED else least
+
+
+def shown(path: str) -> str:
+    """A path as part of a message."""
+    return ascii(path[:100])
 
 
 def element(dataset: Any) -> str | None:
@@ -351,14 +351,14 @@ def read_text(owner: Any, name: bytes) -> str | None:
     raise TooMuch(f"its attribute {name.decode()} has more than {MAX_TEXT} bytes")
 
 
-def opened(size: int) -> Any:
-    """The file, opened by the library through `File`."""
+def opened(file: "File") -> Any:
+    """The file, opened by the library."""
     access = h5p.create(h5p.FILE_ACCESS)
-    access.set_fileobj_driver(h5fd.fileobj_driver, File(size))
+    access.set_fileobj_driver(h5fd.fileobj_driver, file)
     return h5f.open(b"file", h5f.ACC_RDONLY, access)
 
 
-def rehearse() -> None:
+def rehearse(report: "Report") -> None:
     """Do once with a small file in memory what is to be done with the real one.
 
     Python and h5py load some of their parts when they are first used, and cannot do so later.
@@ -366,21 +366,18 @@ def rehearse() -> None:
     with h5py.File("rehearsal", "w", driver="core", backing_store=False) as file:
         file.attrs["model_config"], file.attrs["training_config"] = b"{}", "{}"
         file.create_dataset("group/chunked", data=np.arange(4), chunks=(3,))
+        file.create_dataset("deflated", data=np.arange(4), chunks=(3,), compression="gzip")
         file.create_dataset("filled", (2,), "c8", fillvalue=1j)
         file["bool"], file["text"] = True, "text"
-        Lister(Report()).root(file["/"].id)
+        file["soft"] = h5py.SoftLink("/group")
+        Lister(report).root(file["/"].id)
 
 
-def main() -> None:
-    """Serve one file, whose size comes first."""
-    rehearse()
-    confine()
-    send(b"h", 0, 0)
-    (size,) = struct.unpack("<Q", os.read(SOCKET, 8))
-    report = Report()
+def list_file(file: "File", report: "Report") -> None:
+    """Report what is in a file, or why that is not reported."""
     sys.setrecursionlimit(100 * MAX_DEPTH)  # the depth of groups is what ends it
     try:
-        Lister(report).root(h5g.open(opened(size), b"/"))
+        Lister(report).root(h5g.open(opened(file), b"/"))
     except TooMuch as error:
         report.add(limit=str(error))
     except MemoryError:
@@ -388,9 +385,3 @@ def main() -> None:
     except Exception as error:  # whatever the library says of a file that it cannot read
         # The text of a KeyError is in quotes.
         report.add(failed=str(error.args[0] if isinstance(error, KeyError) else error)[:300])
-    report.flush()
-    send(b"d", 0, 0)
-
-
-if __name__ == "__main__":
-    main()

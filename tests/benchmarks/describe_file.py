@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from mstore.formats import hdf5_process
 from mstore.formats.detect import describe
 from mstore.sources import FileSource, Folder, FolderOf
 
@@ -22,6 +23,7 @@ def main() -> None:
     layout, told = describe(source, FolderOf(Folder(path.parent), path.name))
     took = time.perf_counter() - start
     source.close()
+    hdf5_process.end_kept()  # what a process took is only known when it has ended
     tensors = sum(segment.tensor is not None and not segment.hidden for segment in layout.segments)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

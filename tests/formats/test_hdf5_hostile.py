@@ -101,16 +101,93 @@ class TestTooMuch:
     """Classes 33 and 34: links that never end, and more of anything than a file can hold."""
 
     @pytest.mark.parametrize("libver", ["earliest", "latest"])
-    def test_cycles_of_links(self, libver):
+    @pytest.mark.parametrize("path", ["self", "a/root", "a/b/self", "a/b/above"])
+    def test_groups_that_hold_themselves(self, libver, path):
         def make(file):
-            for first in range(30):
-                for second in range(30):
-                    file[f"{first}/{second}"] = file["/"]
-            file["0/w"] = 1.0
-            file["soft"] = h5py.SoftLink("/soft")
+            file["a/b/w"] = 1.0
+            held = {"self": "a/b", "above": "a"}.get(path.rpartition("/")[2], "/")
+            file[path] = file["/" if path == "self" else held]
+
+        with pytest.raises(LimitExceededError, match=f"its group '{path}' holds itself"):
+            examine(write(make, libver))
+
+    @pytest.mark.parametrize("libver", ["earliest", "latest"])
+    def test_groups_with_many_paths_that_hold_no_group_twice(self, libver):
+        def make(file):
+            inner = file.create_group("shared/inner")
+            inner["w"] = 1.0
+            for number in range(50):
+                file[f"{number}/x"] = inner
+                file[f"{number}/y"] = file["shared"]
 
         layout, _ = examine(write(make, libver))
-        assert [s.tensor.name for s in layout.segments if s.tensor] == ["0/w"]
+        assert [s.tensor.name for s in layout.segments if s.tensor] == ["0/x/w"]
+
+    @pytest.mark.parametrize(("count", "described"), [(21, True), (22, False), (60, False)])
+    def test_one_dataset_by_many_paths(self, count, described):
+        """Two lead from each group into the next, so 2^n to each of the four: 6 * 2^n in all."""
+
+        def make(file):
+            group = file
+            for _ in range(count):
+                inner = group.create_group("a")
+                group["b"] = inner
+                group = inner
+            for name in "vwxy":
+                group[name] = 1.0
+
+        data = write(make)
+        if described:
+            assert len(examine(data)[0].segments) > 4
+        else:
+            with pytest.raises(LimitExceededError, match="it has more than 16777216 paths"):
+                examine(data)
+
+    @pytest.mark.parametrize(
+        "links",
+        [
+            {"a": "a"},
+            {"a": "/a"},
+            {"a": "./b", "b": "/c", "c": "a"},
+            {"g/a": "b", "g/b": "/g/a"},
+            {"g/a": "/g/h/../h/b/x", "g/h/b": "/g/a", "g/h/..": "/g"},
+            {"a": "/b/c", "b": "/a"},  # a, b/c, a/c, b/c/c, ...
+            {f"{number}": f"{number + 1}" for number in range(200)},
+        ],
+    )
+    def test_soft_links_that_never_end(self, links):
+        def make(file):
+            file["w"] = 1.0
+            for group in ("g/h", "g/h/b/x"):
+                if not any(group.startswith(link) for link in links):
+                    file.create_group(group)
+            for path, target in links.items():
+                file[path] = h5py.SoftLink(target)
+
+        with pytest.raises(LimitExceededError, match=r"its soft link '.*' never ends"):
+            examine(write(make))
+
+    def test_soft_links_that_end(self):
+        """Also above, nowhere, through others, in others' names, and in datasets."""
+
+        def make(file):
+            file["g/h/w"] = 1.0
+            for path, target in {
+                "g/h/up": "/g",
+                "g/h/self": ".",
+                "root": "/",
+                "dangling": "/nowhere/a",
+                "g/dangling": "a/b",
+                "g/dataset": "h/w",
+                "beyond": "/g/dataset/w",
+                **{f"{number}": f"{number + 1}" for number in range(80)},
+                "80": "root/g/h/up/h/self/w",
+            }.items():
+                file[path] = h5py.SoftLink(target)
+
+        layout, note = examine(write(make))
+        assert [s.tensor.name for s in layout.segments if s.tensor] == ["g/h/w"]
+        assert note is None
 
     @pytest.mark.parametrize("libver", ["earliest", "latest"])
     @pytest.mark.parametrize("depth", [200, 201, 5000])
@@ -264,14 +341,27 @@ class TestDamage:
             assert outcome(data[:length]) == "FormatError"
         assert outcome(data + bytes(100)) == "layout"
 
-    def test_the_library_dies(self, monkeypatch, tmp_path):
+    @pytest.mark.parametrize(
+        "end",
+        [
+            "os.kill(os.getpid(), signal.SIGSEGV)",
+            "os.kill(os.getpid(), signal.SIGKILL)",  # as the system does when memory runs out
+            "os.abort()",  # as libraries do then, or when they find their memory spoilt
+            "resource.setrlimit(resource.RLIMIT_CPU, (0, 0))\n    while True: pass",
+            "bytes(1 << 40)",
+        ],
+        ids=["memory-fault", "killed", "abort", "processor-limit", "memory-limit"],
+    )
+    def test_the_library_dies(self, monkeypatch, tmp_path, end):
         path = tmp_path / "worker.py"
         path.write_text(
-            "import os, signal\n"
-            "os.write(0, b'h' + bytes(12))\n"
-            "os.read(0, 8)\n"
-            "os.kill(os.getpid(), signal.SIGSEGV)\n"
+            "import os, resource, signal, sys\n"
+            "def rehearse(report): pass\n"
+            "def list_file(file, report):\n"
+            f"    {end}\n"
         )
         monkeypatch.setattr(hdf5_process, "_WORKER", path)
+        monkeypatch.setattr(hdf5_process, "_ZYGOTES", [])
         with pytest.raises(FormatError, match="the HDF5 library failed on it"):
             examine(sample("latest"))
+        assert not hdf5_process._ZYGOTES

@@ -1,29 +1,41 @@
 """The process that reads HDF5 files: what happens when it dies, hangs or lies, and what it may do."""
 
 import io
+import re
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mstore.errors import FormatError, LimitExceededError, MstoreError, StorageError
-from mstore.formats import hdf5_listing, hdf5_process
+from mstore.errors import FormatError, LimitExceededError, StorageError
+from mstore.formats import hdf5_process
 from mstore.formats.base import BytesReader
-from mstore.formats.hdf5 import Hdf5Format
 from mstore.formats.hdf5_process import records
 
+ZYGOTE = Path(hdf5_process.__file__).with_name("hdf5_zygote.py")
 
-def small_file():
+
+def small_file(name="w"):
     data = io.BytesIO()
     with h5py.File(data, "w") as file:
-        file["w"] = np.arange(4.0)
+        file[name] = np.arange(4.0)
     return BytesReader(data.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def _none_kept(monkeypatch):
+    """No test gets the zygote of another."""
+    monkeypatch.setattr(hdf5_process, "_ZYGOTES", [])
+    yield
+    hdf5_process.end_kept()
 
 
 @pytest.fixture
@@ -37,8 +49,9 @@ def worker(tmp_path, monkeypatch):
             "def frame(kind, offset=0, length=0, payload=b''):\n"
             "    os.write(0, struct.pack('<cQI', kind, offset, length) + payload)\n"
             "def tell(text): frame(b'l', 0, len(text), text)\n"
-            "frame(b'h')\n"
-            "os.read(0, 8)\n" + code
+            "count = 0\n"
+            "def rehearse(report): pass\n"
+            "def list_file(file, report):\n" + textwrap.indent(code, "    ")
         )
         monkeypatch.setattr(hdf5_process, "_WORKER", path)
 
@@ -46,24 +59,28 @@ def worker(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def processes(monkeypatch):
-    """Every process that is started."""
+def zygotes(monkeypatch):
+    """Every zygote that is started."""
     started = []
     start = hdf5_process._start
 
     def noted():
-        process, link = start()
-        started.append(process)
-        return process, link
+        started.append(start())
+        return started[-1]
 
     monkeypatch.setattr(hdf5_process, "_start", noted)
     return started
 
 
+def ended(zygote):
+    """Whether it ended in good order, after the end of its worker."""
+    return zygote.process.returncode == 0
+
+
 @pytest.mark.parametrize(
     "code",
     [
-        "",  # ends without a word
+        "os._exit(0)",  # without a word
         "os.kill(os.getpid(), signal.SIGSEGV)",
         "os._exit(1)",
         "frame(b'r', 0, 8); os.read(0, 3); os._exit(1)",
@@ -76,11 +93,11 @@ def processes(monkeypatch):
         "tell(b'NaN')",
     ],
 )
-def test_what_it_says_is_not_believed(worker, processes, code):
+def test_what_it_says_is_not_believed(worker, zygotes, code):
     worker(code)
     with pytest.raises(FormatError):
         list(records(small_file()))
-    assert processes[0].returncode is not None
+    assert ended(zygotes[0])
 
 
 def test_it_gets_only_so_much_at_once(worker):
@@ -112,13 +129,13 @@ def test_json_nested_too_deeply(worker):
         "while True: frame(b'r', 0, 64)",  # never takes an answer
     ],
 )
-def test_it_has_only_so_much_time(worker, processes, monkeypatch, code):
+def test_it_has_only_so_much_time(worker, zygotes, monkeypatch, code):
     monkeypatch.setattr(hdf5_process, "SECONDS", 0.3)
     worker(code)
     with pytest.raises(LimitExceededError, match="took too long"):
         for _ in records(small_file()):
             pass
-    assert processes[0].returncode == -signal.SIGKILL
+    assert ended(zygotes[0])
 
 
 def test_parts_of_the_file_give_time_only_once():
@@ -131,11 +148,11 @@ def test_parts_of_the_file_give_time_only_once():
     assert deadline.left() <= once
 
 
-def test_it_ends_when_nobody_listens(processes):
+def test_it_ends_when_nobody_listens(zygotes):
     found = records(small_file())
     next(found)
     found.close()
-    assert processes[0].returncode is not None
+    assert ended(zygotes[0])
 
 
 def test_h5py_does_not_work(monkeypatch, tmp_path):
@@ -152,25 +169,31 @@ def test_it_cannot_be_started(monkeypatch):
         list(records(small_file()))
 
 
-def test_what_reading_raises_comes_through(processes):
+def test_what_reading_raises_comes_through(zygotes):
     class Broken(BytesReader):
         def read(self, offset, length):
             raise StorageError("the disk is gone")
 
     with pytest.raises(StorageError, match="the disk is gone"):
         list(records(Broken(small_file().read(0, 1 << 20))))
-    assert processes[0].returncode is not None
+    assert ended(zygotes[0])
 
 
-def test_it_may_do_nothing(worker, tmp_path):
-    """The limits that the real program sets before it looks at the file."""
+def test_it_may_do_nothing(tmp_path, monkeypatch):
+    """The limits that are set before it looks at the file, with h5py loaded."""
     real = Path(hdf5_process.__file__).with_name("hdf5_worker.py").read_text()
-    code = real.replace("    try:\n        Lister(", f"""    told = []
+    path = tmp_path / "worker.py"
+    path.write_text(f"""{real}
+import os, socket
+list_really = list_file
+def list_file(file, report):
+    told = []
     for attempt in (
         lambda: open("/dev/null"),
         lambda: open({str(tmp_path / "made")!r}, "w"),
-        lambda: __import__("socket").socket(),
+        lambda: socket.socket(),
         lambda: bytearray(1 << 30),
+        lambda: [os.fstat(number) for number in range(3, 100)],
     ):
         try:
             attempt()
@@ -179,18 +202,189 @@ def test_it_may_do_nothing(worker, tmp_path):
     told.append(len(os.environ.get("HDF5_PLUGIN_PATH", "")))
     told.append(os.getcwd())
     report.add(told=told)
-    try:
-        Lister(""")  # fmt: skip
-    assert code != real
-    path = tmp_path / "worker.py"
-    path.write_text(code)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hdf5_process, "_WORKER", path)
-        patch.setenv("HDF5_PLUGIN_PATH", str(tmp_path))
-        patch.setenv("SECRET", "x")
-        told = next(record["told"] for record in records(small_file()) if "told" in record)
-    assert told == ["OSError", "OSError", "OSError", "MemoryError", 0, "/"]
+    list_really(file, report)
+""")
+    monkeypatch.setattr(hdf5_process, "_WORKER", path)
+    monkeypatch.setenv("HDF5_PLUGIN_PATH", str(tmp_path))
+    monkeypatch.setenv("SECRET", "x")
+    told, listed = records(small_file())
+    assert told == {"told": ["OSError", "OSError", "OSError", "MemoryError", "OSError", 0, "/"]}
+    assert listed["path"] == "w"
     assert not (tmp_path / "made").exists()
+
+
+def listed(name="w"):
+    """What is reported of a small file."""
+    return [record["path"] for record in records(small_file(name))]
+
+
+def is_gone(process, seconds=10.0):
+    """Whether a process that is not ours ends in this time, or has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":  # who started it is gone, and nobody has taken note yet
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def run(code):
+    """What a program prints that has a file in `data`; any warning is an error."""
+    reader = small_file()
+    start = (
+        "import os\n"
+        "from mstore.formats import hdf5_process\n"
+        "from mstore.formats.base import BytesReader\n"
+        f"data = BytesReader({reader.read(0, reader.size)!r})\n"
+    )
+    command = [sys.executable, "-W", "error", "-X", "dev", "-c", start + code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+TELLS_NUMBER = "tell(json.dumps({'worker': os.getpid(), 'parent': os.getppid()}).encode())"
+
+
+class TestZygote:
+    """The process from which workers are forked: kept while all is well, and touched by no file."""
+
+    def test_it_is_kept_for_the_next_file(self, zygotes):
+        assert [listed(name) for name in "abc"] == [["a"], ["b"], ["c"]]
+        assert len(zygotes) == 1
+
+    def test_each_file_has_a_worker_of_its_own_which_leaves_no_trace(self, worker):
+        worker(
+            "global count\n"
+            "count += 1\n"
+            "os.environ['SEEN'] = os.environ.get('SEEN', '') + 'x'\n"
+            "tell(json.dumps({'count': count, 'seen': os.environ['SEEN']}).encode())"
+        )
+        for _ in range(3):
+            assert list(records(small_file())) == [{"count": 1, "seen": "x"}]
+
+    def test_the_worker_is_gone_when_all_is_told(self, worker, zygotes):
+        worker(TELLS_NUMBER + "\nframe(b'd')\ntime.sleep(60)")
+        first, second = (next(iter(list(records(small_file())))) for _ in range(2))
+        assert first["parent"] == second["parent"] == zygotes[0].process.pid
+        assert first["worker"] != second["worker"]
+        assert is_gone(first["worker"])
+        assert is_gone(second["worker"])
+
+    def test_a_failure_ends_it_and_the_next_file_is_read(self, zygotes):
+        with pytest.raises(FormatError, match="cannot read it"):
+            list(records(BytesReader(bytes(1000))))
+        assert ended(zygotes[0])
+        assert listed() == ["w"]
+        assert len(zygotes) == 2
+
+    def test_it_ended_in_the_meantime(self, zygotes):
+        for _ in range(3):
+            assert listed() == ["w"]
+            zygotes[-1].process.kill()
+            zygotes[-1].process.wait()
+        assert listed() == ["w"]
+        assert len(zygotes) == 4
+
+    def test_it_ends_when_it_is_idle(self, zygotes, monkeypatch, tmp_path):
+        path = tmp_path / "zygote.py"
+        path.write_text(
+            re.sub(r"(?m)^IDLE_SECONDS = .*", "IDLE_SECONDS = 0.05", ZYGOTE.read_text())
+        )
+        monkeypatch.setattr(hdf5_process, "_ZYGOTE", path)
+        assert listed() == ["w"]
+        assert zygotes[0].process.wait(10) == 0
+        assert listed() == ["w"]
+        assert len(zygotes) == 2
+
+    def test_it_does_not_end_while_a_worker_is_at_work(self, worker, monkeypatch, tmp_path):
+        path = tmp_path / "zygote.py"
+        path.write_text(
+            re.sub(r"(?m)^IDLE_SECONDS = .*", "IDLE_SECONDS = 0.05", ZYGOTE.read_text())
+        )
+        monkeypatch.setattr(hdf5_process, "_ZYGOTE", path)
+        worker("time.sleep(0.3)\ntell(b'{}')")
+        assert list(records(small_file())) == [{}]
+
+    def test_threads_do_not_share_it(self, zygotes):
+        names = [f"w{number}" for number in range(40)]
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(listed, names)) == [[name] for name in names]
+        assert len(hdf5_process._ZYGOTES) == 1
+        assert [ended(zygote) for zygote in zygotes].count(False) == 1
+
+    def test_two_files_at_once(self, zygotes):
+        first, second = records(small_file("a")), records(small_file("b"))
+        assert next(first)["path"] == "a"
+        assert next(second)["path"] == "b"
+        assert not list(first)
+        assert not list(second)
+        assert len(zygotes) == 2
+        assert len(hdf5_process._ZYGOTES) == 1
+
+    def test_a_fork_of_this_process_has_its_own(self):
+        """In a process without threads: others must not be forked."""
+        done = run(
+            "list(hdf5_process.records(data))\n"
+            "ours = hdf5_process._ZYGOTES[0].process.pid\n"
+            "child = os.fork()\n"
+            "assert bool(child) == bool(hdf5_process._ZYGOTES)\n"
+            "assert len(list(hdf5_process.records(data))) == 1\n"
+            "assert (hdf5_process._ZYGOTES[0].process.pid == ours) == bool(child)\n"
+            "if child: os.waitpid(child, 0)\n"
+            "assert len(list(hdf5_process.records(data))) == 1\n"
+            "print(hdf5_process._ZYGOTES[0].process.pid, ours)\n"
+        )
+        (child, childs_ours), (own, ours) = map(str.split, done.splitlines())
+        assert own == ours == childs_ours != child
+        assert not Path(f"/proc/{child}").exists()
+
+    @pytest.mark.parametrize("code", ["time.sleep(60)", "while True: pass"])
+    def test_all_end_when_who_asked_is_killed(self, worker, tmp_path, code):
+        worker(f"{TELLS_NUMBER}\n{code}")
+        asks = (
+            "import json, pathlib, sys\n"
+            "from mstore.formats import hdf5_process\n"
+            "from mstore.formats.base import BytesReader\n"
+            f"hdf5_process._WORKER = pathlib.Path({str(tmp_path / 'worker.py')!r})\n"
+            "for record in hdf5_process.records(BytesReader(bytes(100))):\n"
+            "    print(json.dumps(record), flush=True)\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE) as process:
+            told = hdf5_process.parse_json(process.stdout.readline().decode())
+            process.kill()
+        assert is_gone(told["worker"])
+        assert is_gone(told["parent"])
+
+    def test_it_ends_with_the_process(self):
+        process = run(
+            "assert len(list(hdf5_process.records(data))) == 1\n"
+            "print(hdf5_process._ZYGOTES[0].process.pid)\n"
+        )
+        assert not Path(f"/proc/{int(process)}").exists()
+
+    def test_one_that_is_stopped_is_killed(self, worker, zygotes, monkeypatch):
+        monkeypatch.setattr(hdf5_process, "_SECONDS_TO_END", 0.1)
+        worker(
+            f"{TELLS_NUMBER}\nos.kill(os.getppid(), signal.SIGSTOP)\ntell(b'no JSON')\ntime.sleep(60)"
+        )
+        found = records(small_file())
+        told = next(found)
+        with pytest.raises(FormatError):
+            next(found)
+        assert zygotes[0].process.returncode == -signal.SIGKILL
+        assert is_gone(told["worker"])
+
+    def test_sockets_with_a_time_limit_by_default(self):
+        socket.setdefaulttimeout(30)
+        try:
+            assert [listed(), listed()] == [["w"], ["w"]]
+        finally:
+            socket.setdefaulttimeout(None)
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed():
@@ -200,126 +394,3 @@ def test_nothing_heavy_is_imported_before_it_is_needed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-numbers = st.integers(-1, 100) | st.sampled_from([2**31, 2**62, 2**63, 2**70]) | st.none()
-lists = st.lists(numbers, max_size=3)
-strings = st.text(max_size=5)
-said = st.fixed_dictionaries(
-    {},
-    optional={
-        "path": strings | numbers,
-        "address": numbers,
-        "dtype": st.sampled_from(["f32", ">f64", "f4", "nothing", 3, None]),
-        "shape": lists | numbers,
-        "layout": st.sampled_from(["contiguous", "chunked", "filtered", "compact", "x", 1]),
-        "offset": numbers,
-        "tile": lists | st.none(),
-        "fill": st.sampled_from(["00000000", "", "x", 1, None]),
-    },
-)
-tiles = st.fixed_dictionaries({"tiles": st.lists(lists | numbers, max_size=3) | numbers})
-others = st.sampled_from(
-    [{"same": 1, "path": "a"}, {"hazard": "x", "path": "y"}, {"config": 1}, {"hazard": 1}, {}]
-)
-
-
-@settings(max_examples=500)
-@given(st.lists(said | tiles | others, max_size=6))
-def test_any_lies_end_in_a_layout_or_an_error_of_ours(spoken):
-    reader = small_file()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hdf5_listing, "records", lambda _: iter(spoken))
-        try:
-            layout = Hdf5Format().layout(reader)
-        except MstoreError:
-            return
-    assert sum(segment.length for segment in layout.segments) == reader.size
-
-
-class TestLies:
-    """Each check of what is said, one by one."""
-
-    GOOD = {  # noqa: RUF012
-        "path": "w", "address": 1, "dtype": "f32", "shape": [4, 4], "layout": "chunked",
-        "offset": None, "tile": [2, 2], "fill": "00000000",
-    }  # fmt: skip
-
-    def layout(self, monkeypatch, *spoken):
-        monkeypatch.setattr(hdf5_listing, "records", lambda _: iter(spoken))
-        return Hdf5Format().layout(small_file())
-
-    def test_good(self, monkeypatch):
-        tiles = [[64, 16, 0, 0], [80, 16, 2, 2], [200, 16, 0, 2]]
-        layout = self.layout(monkeypatch, self.GOOD, {"tiles": tiles})
-        (view,) = layout.views
-        assert view.place.offsets == (64, 200, -1, 80)
-        assert [s.tensor.shape for s in layout.segments if s.hidden] == [(2, 2, 2), (1, 2, 2)]
-
-    @pytest.mark.parametrize(
-        "tiles",
-        [
-            [[64, 15, 0, 0]],  # another size
-            [[64, 16, 1, 0]],  # between two places
-            [[64, 16, 4, 0]],  # outside
-            [[64, 16, 0]],
-            [[64, 16, 0, 0, 0]],
-            [[64]],
-            [[64, 16, 0, 0], [80, 16, 0, 0]],  # twice the same
-            [[64, 16, 0, 0], [72, 16, 0, 2]],  # bytes shared
-            [[10**6, 16, 0, 0]],
-            [[-1, 16, 0, 0]],
-            [[True, 16, 0, 0]],
-        ],
-    )
-    def test_tiles(self, monkeypatch, tiles):
-        with pytest.raises(FormatError):
-            self.layout(monkeypatch, self.GOOD, {"tiles": tiles})
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"tile": [2]},
-            {"tile": [0, 2]},
-            {"tile": [-1, 2]},
-            {"dtype": None},
-            {"shape": [-4, 4]},
-            {"shape": [2**62, 4]},
-            {"layout": "contiguous", "tile": None, "offset": 10**6},
-            {"path": None},
-            {"fill": "0"},
-        ],
-    )
-    def test_datasets(self, monkeypatch, change):
-        with pytest.raises(FormatError):
-            self.layout(monkeypatch, {**self.GOOD, **change})
-
-    def test_too_many_chunks(self, monkeypatch):
-        monkeypatch.setattr(hdf5_listing, "MAX_TILES", 7)
-        again = {**self.GOOD, "path": "v", "address": 2}
-        with pytest.raises(LimitExceededError, match="chunks"):
-            self.layout(monkeypatch, self.GOOD, again)
-        with pytest.raises(LimitExceededError, match="chunks"):
-            self.layout(monkeypatch, self.GOOD, {"path": "v", "same": 1})
-
-    def test_too_many_datasets(self, monkeypatch):
-        monkeypatch.setattr(hdf5_listing, "MAX_DATASETS", 2)
-        with pytest.raises(LimitExceededError, match="datasets"):
-            self.layout(monkeypatch, *({**self.GOOD, "path": str(n)} for n in range(3)))
-
-    def test_paths_too_long(self, monkeypatch):
-        monkeypatch.setattr(hdf5_listing, "MAX_PATHS", 10)
-        with pytest.raises(LimitExceededError, match="long paths"):
-            self.layout(monkeypatch, {**self.GOOD, "path": "w" * 11})
-
-    @pytest.mark.parametrize("fill", [None, "00", "0000000000000000"])
-    def test_fill_values_that_are_none(self, monkeypatch, fill):
-        spoken = {**self.GOOD, "fill": fill}
-        monkeypatch.setattr(hdf5_listing, "records", lambda _: iter([spoken]))
-        layout, note = Hdf5Format().examine(small_file())
-        assert not layout.views
-        assert note == "opaque bytes for 1 of 1 datasets: 1 with fill values unknown"
-
-    def test_one_path_twice(self, monkeypatch):
-        layout = self.layout(monkeypatch, self.GOOD, {**self.GOOD, "address": 2})
-        assert [view.tensor.name for view in layout.views] == ["w", "w#2"]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from mstore import formats
 from mstore.errors import MstoreError
-from mstore.formats import detect
+from mstore.formats import detect, hdf5_process
 from mstore.formats.base import Format
 from mstore.sources import FileSource, Folder, FolderOf
 
@@ -30,12 +30,15 @@ HARMLESS = {"builtins.id", "object.__getattr__", "sys._getframe"}
 """Events of things that only look."""
 
 STARTS_PROCESS = str(Path(formats.__file__).with_name("hdf5_process.py"))
-"""The only module that may start a process, and only one: h5py reads in it, with limits."""
+"""The only module that may start a process, and only one: h5py reads in forks of it, with limits."""
 
 WORKER = str(Path(formats.__file__).with_name("hdf5_worker.py"))
 
-OF_PROCESS = {"socket.__new__", "subprocess.Popen", "os.posix_spawn", "os.kill", "open"}
-"""What starting and ending one takes; only the null device is opened."""
+OF_PROCESS = {
+    *("socket.__new__", "socket.sendmsg", "array.__new__"),
+    *("subprocess.Popen", "os.posix_spawn", "open"),
+}
+"""What starting one and asking it for forks takes; only the null device is opened."""
 
 OF_WORKER = 96 << 20
 """Bytes that Python, numpy and h5py take in the worker of HDF5, whatever the file."""
@@ -156,6 +159,7 @@ def _described(path: Path, watch: Watch) -> dict[str, object]:
             outcome, message = type(error).__name__, str(error)
         except (Exception, Forbidden) as error:
             outcome, message = "failed", f"{type(error).__name__}: {error}"
+    hdf5_process.end_kept()  # what a process took is only known when it has ended
     seconds = _cpu_seconds() - started
     memory = max(_peak() - before, _peak_of_children() - OF_WORKER)
     with watch.over() as seen_by_describe:
