@@ -55,8 +55,7 @@ class Array:
 
     `axes`, if any, is the order of the axes in memory of `shape` as it is there. `content` is the
     place of the elements, or of the opcodes that push them. `why` it is left out is told where its
-    place is not known; empty for types that are no `DType`, which are left out without a word.
-    `held` is how many bytes are written as text there, where that was read.
+    place is not known. `held` is how many bytes are written as text there, where that was read.
     """
 
     kind: ElementType

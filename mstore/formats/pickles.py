@@ -2,7 +2,7 @@
 
 Arrays of numpy, of `array` and lists of at least 16 floats are tensors, called by their path: keys,
 numbers and attributes with dots between, such as `steps.0.1.mean_` of a pipeline of scikit-learn.
-Arrays of objects are followed, those of types that are no `DType` (records, strings, dates) stay
+Arrays of objects are followed, of records each field is a tensor, those of strings and dates stay
 opaque. Where there are several pickles in a file, their numbers come first in the paths.
 
 Nothing is ever unpickled, see `mstore.formats.pickle_walk`. What is known to do harm when it is

@@ -9,7 +9,7 @@ from typing import Any
 
 import joblib
 import numpy as np
-from cases import Arrays, Case, flat, numbers
+from cases import Arrays, Case, flat, numbers, with_fields
 
 COMPRESSED = {
     "z": ("zlib", 3),
@@ -30,12 +30,12 @@ def load(path: Path) -> Arrays:
     """What joblib loads, by path in the structure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return flat(joblib.load(path))
+        return with_fields(flat(joblib.load(path)))
 
 
 def unpickle(path: Path) -> Arrays:
     """What pickle loads, by path in the structure."""
-    return flat(pickle.loads(path.read_bytes()))
+    return with_fields(flat(pickle.loads(path.read_bytes())))
 
 
 def structures(folder: Path) -> Iterator[Case]:

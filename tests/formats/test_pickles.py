@@ -97,7 +97,6 @@ def test_paths(check, protocol):
         "number": np.float32(2.5),
         "names": np.array(["a", "b"]),
         "dates": np.array(["2020-01-01"], "M8[D]"),
-        "records": np.array([(1, 2.0)], [("a", "i4"), ("b", "f4")]),
         "raw": b"bytes",
     }
     check(
