@@ -6,16 +6,19 @@ Only ever for reading a tensor: a file is stored and given back as it is.
 import re
 import zlib
 from codecs import getincrementaldecoder
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mstore.errors import FormatError
 from mstore.ids import Buffer
-from mstore.layout import Recoding
+from mstore.layout import ByteReader, Recoded, Recoding
 
 _PIECE = 1 << 20
+_WINDOW = 4 << 20
 
 # What a pickle of floats in lists consists of: runs of binary floats, a float in text, opcodes that
 # only build the lists, memo entries, frames. Source: Python's pickletools.
@@ -43,6 +46,51 @@ def decode(code: Recoding, windows: Iterable[Buffer], size: int) -> Iterator[byt
         raise FormatError(f"what the file holds as {code} is malformed: {error}") from error
     if done != size:
         raise FormatError(f"what the file holds as {code} is not of {size} bytes")
+
+
+class DecodedBytes:
+    """What a part of a file holds in another form, read from its start on.
+
+    Whoever reads on does not pay for what was read before; what comes before is decoded again.
+    Memory: what is asked for, and a few MiB. Of use to one thread at a time.
+    """
+
+    def __init__(self, place: Recoded, content: ByteReader) -> None:
+        self._place = place
+        self._content = content
+        self._pieces: Iterator[bytes] = iter(())
+        self._rest, self._at = memoryview(b""), 0
+        self._begin()
+
+    def read_runs(self, starts: NDArray[np.int64], run: int) -> tuple[int, NDArray[np.uint8]]:
+        """All from the first run of `run` bytes to the last, and where it begins.
+
+        The runs lie in the `size` bytes of the place and begin at `starts`, of which the first is
+        the least and the last the greatest. Raises FormatError when the file holds something else.
+        """
+        begin, end = int(starts[0]), int(starts[-1]) + run
+        if begin < self._at:
+            self._begin()
+        out = np.empty(end - begin, np.uint8)
+        while self._at < end:
+            piece = self._rest or memoryview(next(self._pieces))
+            low, high = max(begin - self._at, 0), min(end - self._at, len(piece))
+            if low < high:
+                out[self._at + low - begin : self._at + high - begin] = piece[low:high]
+            self._rest, self._at = piece[high:], self._at + high
+        if end == self._place.size:
+            # That nothing follows is known when the last piece has been asked for.
+            deque(self._pieces, maxlen=0)
+        return begin, out
+
+    def _begin(self) -> None:
+        self._pieces = decode(self._place.code, self._windows(), self._place.size)
+        self._rest, self._at = memoryview(b""), 0
+
+    def _windows(self) -> Iterator[bytes]:
+        end = self._place.offset + self._place.length
+        for offset in range(self._place.offset, end, _WINDOW):
+            yield self._content.read(offset, min(_WINDOW, end - offset))
 
 
 def _inflate(windows: Iterable[Buffer], size: int, wbits: int) -> Iterator[bytes]:

@@ -19,7 +19,6 @@ class ViewTensor(TensorView):
         super().__init__(path, view.tensor, reader)
         self._view = view
         self._bytes = content
-        self._elements = ViewReader(view, content)
 
     @property
     def id(self) -> str:
@@ -35,7 +34,7 @@ class ViewTensor(TensorView):
         Raises CorruptDataError when a chunk is damaged, FormatError when the file itself holds
         something else than it says.
         """
-        return self._elements.whole()
+        return ViewReader(self._view, self._bytes).whole()
 
     def _part(self, picked: Sequence[range]) -> Array:
-        return self._elements.part(picked)
+        return ViewReader(self._view, self._bytes).part(picked)

@@ -39,6 +39,7 @@ LAYERS: list[set[str]] = [
         "chunkreader",
         "filebytes",
         "recoding",
+        "sweeps",
         "viewreader",
         "chunkstore",
         "bases",

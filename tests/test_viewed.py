@@ -20,7 +20,7 @@ from mstore.filebytes import StoredBytes
 from mstore.ingest import FileToStore, Ingest
 from mstore.layout import Recoded, Strided, Tensor, Tiled, View, cover
 from mstore.objects import Manifest
-from mstore.recoding import decode
+from mstore.recoding import DecodedBytes, decode
 from mstore.sources import BufferSource
 from mstore.storage.memory import MemoryStorage
 from mstore.viewed import ViewTensor
@@ -74,6 +74,7 @@ def test_strided(data, shape, offset, gap):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(viewreader, "_GAP", gap)
         patch.setattr(viewreader, "_MAX_RUNS", data.draw(st.sampled_from([1, 4, 100])))
+        patch.setattr(viewreader, "_WINDOW", data.draw(st.sampled_from([8, 30, 1 << 20])))
         np.testing.assert_array_equal(view.numpy(), expected)
         np.testing.assert_array_equal(view[index], expected[index])
 
@@ -151,9 +152,11 @@ def test_tiled(data, shape):
     raw = b"xyz" + b"".join(parts)
     place = Tiled(tile, tuple(offsets), fill.tobytes())
     (view,) = stored(raw, View(Tensor("w", BY_NAME["u16"], shape), place))
-    np.testing.assert_array_equal(view.numpy(), expected)
     index = data.draw(slices(shape))
-    np.testing.assert_array_equal(view[index], expected[index])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(viewreader, "_WINDOW", data.draw(st.sampled_from([8, 30, 1 << 20])))
+        np.testing.assert_array_equal(view.numpy(), expected)
+        np.testing.assert_array_equal(view[index], expected[index])
 
 
 @pytest.mark.parametrize("name", ["bf16", ">bf16", ">f32", "f8_e4m3", "c64", "bool"])
@@ -209,6 +212,50 @@ def test_deflated():
     place = Recoded("deflate", 2, len(code), 4004, 4)
     (view,) = stored(b"xx" + code, View(Tensor("w", F32, (10, 100), "F"), place))
     np.testing.assert_array_equal(view.numpy(), values.reshape(10, 100, order="F"))
+
+
+@given(data=st.data(), order=st.sampled_from("CF"), window=st.sampled_from([8, 30, 1 << 20]))
+def test_parts_of_what_is_deflated(data, order, window):
+    values = np.arange(210, dtype="<u2").reshape((5, 6, 7), order=order)
+    code = zlib.compress(b"head" + values.tobytes(order))
+    place = Recoded("zlib", 2, len(code), 424, 4)
+    (view,) = stored(b"xx" + code, View(Tensor("w", BY_NAME["u16"], (5, 6, 7), order), place))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(viewreader, "_WINDOW", window)
+        patch.setattr("mstore.recoding._WINDOW", 10)
+        patch.setattr("mstore.recoding._PIECE", 16)
+        for index in data.draw(st.lists(slices((5, 6, 7)), max_size=4)):
+            np.testing.assert_array_equal(view[index], values[index])
+
+
+def test_decoded_bytes_are_read_on_and_only_then_again(monkeypatch):
+    monkeypatch.setattr("mstore.recoding._WINDOW", 100)
+    monkeypatch.setattr("mstore.recoding._PIECE", 10)
+    raw = np.random.default_rng(3).bytes(2000)
+    data = zlib.compress(raw)
+    asked = []
+
+    class File:
+        size = len(data)
+
+        def read(self, offset, length):
+            asked.append(offset)
+            return data[offset : offset + length]
+
+    found = DecodedBytes(Recoded("zlib", 0, len(data), len(raw)), File())
+
+    def read(begin, end):
+        # Three runs, with something between them.
+        at, got = found.read_runs(np.array([begin, begin + 9, end - 3]), 3)
+        assert (at, got.tobytes()) == (begin, raw[begin:end])
+
+    for begin, end in ((3, 300), (300, 315), (500, 777), (777, 2000)):
+        read(begin, end)
+    once = list(range(0, len(data), 100))
+    assert asked == once
+    read(1000, 1500)
+    read(200, 2000)
+    assert asked == [*once, *once[: len(asked) - 2 * len(once)], *once]
 
 
 def test_text_of_pickles():

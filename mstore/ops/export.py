@@ -1,8 +1,8 @@
 """Exporting: the tensors of files of any format, written into an open, safe one.
 
 A file is written beside its place, synced, and renamed. What lies in the repository as it will lie
-in the file goes there chunk by chunk; other tensors are read in parts of some rows, and those that
-lie in another order whole, one at a time.
+in the file goes there chunk by chunk; other tensors are read box by box, as they lie, and their elements
+written to where they belong.
 """
 
 import json
@@ -27,7 +27,7 @@ from mstore.formats.shards import INDEX_SUFFIX
 from mstore.ids import Id
 from mstore.layout import Tensor
 from mstore.objects import Manifest
-from mstore.ops.rowmajor import Lying, Run, copied, parts, plain_type, swapped
+from mstore.ops.rowmajor import Lying, Run, copied, placed, plain_type, swapped
 from mstore.ops.targets import Planned, plan_npy, plan_npz, plan_safetensors
 from mstore.storage.files import FILES, OpenFile, translate_errors
 
@@ -190,8 +190,8 @@ def export(
     Raises ConflictError when something is there that would be overwritten, unless `force`;
     InvalidInputError for no tensors, or for types or names that the files cannot have;
     CorruptDataError when stored data is damaged; StorageError when writing fails. Then nothing
-    that was there has changed. Memory: some 100 MiB, or what the largest tensor takes twice where
-    one lies column-major or packed in the repository.
+    that was there has changed. Memory: some 250 MiB at most, whatever the size of a tensor and the
+    order it has in its file.
     """
     folder = is_folder(out)
     target = Path(out)
@@ -356,10 +356,8 @@ def _fill(
         if (runs := copied(one.lying)) is not None:
             copies.add(runs, offset, one.tensor.dtype)
             continue
-        at = offset
-        for part in parts(one.lying):
-            FILES.write_at(file, at, part)
-            at += len(part)
+        for at, part in placed(one.lying):
+            FILES.write_at(file, offset + at, part)
             if progress is not None:
                 progress(len(part))
     reader.read(copies.wanted(), copies, progress)

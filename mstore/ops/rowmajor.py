@@ -1,25 +1,46 @@
 """Tensors of stored files in row-major order and little-endian, whatever order their files have.
 
 Where that is how the bytes lie in the repository, they are runs of its chunks, to be copied. Other
-tensors are read in parts.
+tensors are read box by box, so that memory is bounded for tensors of any size.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import InvalidInputError
 from mstore.filebytes import FileBytes
+from mstore.formats.strides import dense_strides
 from mstore.ids import Id
-from mstore.layout import Recoded, Strided, Tensor, Tiled, View
-from mstore.numpy_dtypes import Array, array_from_bytes, bytes_of, little_endian
+from mstore.layout import Strided, Tensor, View
+from mstore.numpy_dtypes import bytes_of
 from mstore.objects import SegmentChunks
-from mstore.viewreader import ViewReader
+from mstore.sweeps import Box, Sweep, Way, by_distance, sweep
+from mstore.viewreader import ViewReader, as_bytes
 
-PART_BYTES = 32 << 20
-"""About what is read at once."""
+BOX_BYTES = 128 << 20
+"""What is read at once where elements lie in another order than they are wanted in."""
+
+PART_BYTES = 16 << 20
+"""What is read at once where they lie in the order that they are wanted in."""
+
+_READ_BYTES = 1 << 20
+"""Bytes of a file that are about as cheap to read as fewer of them: those of a chunk."""
+
+_WRITE_BYTES = 4 << 10
+"""Bytes that are about as cheap to write to a file as fewer of them."""
+
+_PIECE = 4 << 20
+"""Bytes brought into another order at once."""
+
+_ROWS, _COLUMNS = 256, 64
+
+Elements = NDArray[np.void]
+"""The bytes of each element."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,32 +92,92 @@ def copied(one: Lying) -> list[Run] | None:
     return _runs(one.content, where.offset, tensor.nbytes)
 
 
-def parts(one: Lying, size: int = PART_BYTES) -> Iterator[memoryview]:
-    """The bytes of the tensor, in order, in parts of about `size` bytes.
+def parts(one: Lying, order: Sweep | None = None, room: int = PART_BYTES) -> Iterator[memoryview]:
+    """The bytes of the tensor in the order of a sweep, row-major by default, part by part.
 
-    Raises CorruptDataError; FormatError where a file holds something else than it says; and
-    InvalidInputError for packed elements in column-major order. Memory: a few times `size`, or
-    twice the tensor where any part of it lies all over the rest, as of column-major ones and
-    transposed views.
+    Boxes of the sweep by default take `room` bytes at most. Raises CorruptDataError; FormatError
+    where a file holds something else than it says; and InvalidInputError for packed elements in
+    column-major order. Memory: that of a box, and some 20 MiB; more where chunks are as large.
     """
-    tensor, place = one.tensor, one.place
-    if is_column_major(tensor) and tensor.dtype.bits < 8:
-        raise InvalidInputError("packed elements in column-major order cannot be put in another")
-    if isinstance(place, SegmentChunks) and not is_column_major(tensor):
-        # Whole chunks, so that each is read once.
-        yield from _stretch(one, one.offset, max(1, size // place.piece) * place.piece)
-    elif isinstance(place, View) and isinstance(place.place, Strided) and _is_row_major(place):
-        yield from _stretch(one, place.place.offset, max(1, size // 16) * 16)
-    elif isinstance(place, View) and isinstance(place.place, Recoded) and _is_plain(tensor):
-        yield from ViewReader(place, one.content).pieces()
+    view = _view(one)
+    reader = ViewReader(view, one.content)
+    order = order or _row_major(reader, view.tensor.dtype.itemsize, room)
+    for box in order.boxes():
+        for part in _pieces(reader.raw(box).transpose(order.axes)):
+            yield _little(part, one.tensor.dtype)
+
+
+def placed(one: Lying, room: int = BOX_BYTES) -> Iterator[tuple[int, memoryview]]:
+    """Where in the tensor, in row-major order, which bytes belong; in any order.
+
+    Each chunk is read about once, whatever order the file has: columns as they lie, so many of
+    them that there is some run of each row. What can only be decoded from its start on and is not
+    row-major is decoded once for each box. Raises and takes memory as `parts` does.
+    """
+    view = _view(one)
+    reader, size = ViewReader(view, one.content), view.tensor.dtype.itemsize
+    ways = [_way(reader, size), _rows(reader, size)]
+    if ways[0].axes == ways[1].axes:
+        room = min(room, PART_BYTES)
+    if reader.is_decoded:
+        order = _row_major(reader, size, room)
     else:
-        for array in _arrays(one, size):
-            plain = array.astype(little_endian(array.dtype), copy=False)
-            yield bytes_of(np.require(plain, requirements="C"))
+        order = sweep(reader.shape, ways, max(1, room // size))
+    for box in order.boxes():
+        yield from _by_rows(reader.raw(box), box, reader.shape, one.tensor.dtype)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return not is_column_major(tensor) and not tensor.dtype.big_endian
+def common_order(before: Lying, after: Lying, room: int) -> Sweep | None:
+    """An order in which to read two tensors of one shape, in boxes of `room` bytes at most.
+
+    That in which both lie, if there is one. None for packed elements, which only lie row-major.
+    """
+    if before.tensor.dtype.bits < 8 or after.tensor.dtype.bits < 8:
+        return None
+    readers = [ViewReader(_view(one), one.content) for one in (before, after)]
+    # What can only be decoded from its start on is not to be read twice.
+    readers.sort(key=lambda reader: not reader.is_decoded)
+    size = max(before.tensor.dtype.itemsize, after.tensor.dtype.itemsize)
+    ways = [_way(reader, size) for reader in readers]
+    if ways[0].axes == ways[1].axes:
+        room = min(room, PART_BYTES)
+    if readers[0].is_decoded:
+        ways = ways[:1]
+    return sweep(readers[0].shape, ways, max(1, room // size))
+
+
+def _view(one: Lying) -> View:
+    """The tensor as a view, of its bytes where these hold several elements each."""
+    tensor, place = one.tensor, one.place
+    is_packed = tensor.dtype.bits < 8
+    if is_packed and is_column_major(tensor):
+        raise InvalidInputError("packed elements in column-major order cannot be put in another")
+    if isinstance(place, View):
+        return as_bytes(place) if is_packed else place
+    if is_packed:
+        return as_bytes(View(tensor, Strided(one.offset, (1,))))
+    strides = dense_strides(tensor.shape, tensor.dtype.itemsize, tensor.order)
+    return View(replace(tensor, order="C"), Strided(one.offset, strides))
+
+
+def _way(reader: ViewReader, itemsize: int) -> Way:
+    """How the elements lie in the file, where chunks are about of _READ_BYTES."""
+    return Way(reader.axes, _READ_BYTES // itemsize, reader.tile)
+
+
+def _rows(reader: ViewReader, itemsize: int) -> Way:
+    """How the elements lie in row-major order, written to a file."""
+    shape = reader.shape
+    return Way(by_distance(shape, dense_strides(shape, 1)), _WRITE_BYTES // itemsize, reader.tile)
+
+
+def _row_major(reader: ViewReader, itemsize: int, room: int) -> Sweep:
+    """As many rows at a time as there is room for; whole rows of tiles if there is for one."""
+    way, most = _rows(reader, itemsize), max(1, room // itemsize)
+    order = sweep(reader.shape, [way], most)
+    if order.is_in_order:
+        return order
+    return sweep(reader.shape, [replace(way, tile=(1,) * len(reader.shape))], most)
 
 
 def _is_row_major(view: View) -> bool:
@@ -120,57 +201,72 @@ def _runs(content: FileBytes, offset: int, length: int) -> list[Run]:
     return runs
 
 
-def _stretch(one: Lying, offset: int, step: int) -> Iterator[memoryview]:
-    """The tensor whose elements are the bytes from `offset` on, `step` bytes at a time."""
-    dtype, nbytes = one.tensor.dtype, one.tensor.nbytes
-    for start in range(0, nbytes, step):
-        wanted = (offset + start, min(step, nbytes - start))
-        (raw,) = one.content.read_ranges([wanted])
-        yield swapped(raw, dtype) if dtype.big_endian else raw
+def _by_rows(
+    found: Elements, box: Box, shape: Sequence[int], dtype: DType
+) -> Iterator[tuple[int, memoryview]]:
+    """The elements in a box of a tensor of `shape`, in runs that lie together in row-major order.
+
+    Each with the place of its first byte in the tensor.
+    """
+    strides = dense_strides(shape, found.itemsize)
+    # A run goes along the axes that the box has all of, and along the one before these.
+    axis = len(shape)
+    while axis and len(box[axis - 1]) == shape[axis - 1]:
+        axis -= 1
+    axis = max(0, axis - 1)
+    starts = np.full(1, sum(one.start * step for one, step in zip(box, strides, strict=True)))
+    for one, step in zip(box[:axis], strides[:axis], strict=True):
+        starts = (starts[:, None] + np.arange(len(one)) * step).ravel()
+    length = prod(map(len, box[axis:])) * found.itemsize
+    number = done = 0
+    for piece in _pieces(found):
+        raw = _little(piece, dtype)
+        while len(raw):
+            part, raw = raw[: length - done], raw[length - done :]
+            yield int(starts[number]) + done, part
+            done += len(part)
+            if done == length:
+                number, done = number + 1, 0
+
+
+def _pieces(elements: Elements) -> Iterator[Elements]:
+    """The elements in row-major order, in arrays of at most _PIECE bytes that lie so in memory."""
+    if elements.nbytes <= _PIECE:
+        yield _turned(elements)
+    elif step := _PIECE * len(elements) // elements.nbytes:
+        for start in range(0, len(elements), step):
+            yield _turned(elements[start : start + step])
+    else:
+        for row in elements:
+            yield from _pieces(row)
+
+
+def _turned(elements: Elements) -> Elements:
+    """The elements in row-major order in memory; not copied where they lie so.
+
+    numpy copies along one axis after the other, so that each line of the cache is fetched for
+    every element of it where neighbours are to come apart. Small blocks stay in the cache.
+    """
+    if elements.flags.c_contiguous:
+        return elements
+    near = by_distance(elements.shape, elements.strides)[-1]
+    if near == elements.ndim - 1:
+        return np.ascontiguousarray(elements)
+    out = np.empty(elements.shape, elements.dtype)
+    index = [slice(None)] * elements.ndim
+    for row in range(0, elements.shape[near], _ROWS):
+        index[near] = slice(row, row + _ROWS)
+        for column in range(0, elements.shape[-1], _COLUMNS):
+            index[-1] = slice(column, column + _COLUMNS)
+            out[tuple(index)] = elements[tuple(index)]
+    return out
+
+
+def _little(elements: Elements, dtype: DType) -> memoryview:
+    raw = bytes_of(elements)
+    return swapped(raw, dtype) if dtype.big_endian else raw
 
 
 def swapped(raw: memoryview, dtype: DType) -> memoryview:
     """Elements of a type of the other byte order: each of the two parts of complex ones, too."""
     return bytes_of(np.frombuffer(raw, f"u{dtype.word}").byteswap())
-
-
-def _arrays(one: Lying, size: int) -> Iterator[Array]:
-    """The tensor as arrays, one after the other in row-major order."""
-    tensor, place = one.tensor, one.place
-    if isinstance(place, View) and tensor.nbytes > size and (step := _step(place, size)):
-        reader, rest = ViewReader(place, one.content), [range(n) for n in tensor.shape[1:]]
-        for start in range(0, tensor.shape[0], step):
-            yield reader.part([range(start, min(start + step, tensor.shape[0])), *rest])
-        return
-    if isinstance(place, View):
-        whole = ViewReader(place, one.content).whole()
-    else:
-        (raw,) = one.content.read_ranges([(one.offset, tensor.nbytes)])
-        whole = array_from_bytes(raw, tensor.dtype, tensor.shape, tensor.order)
-    if whole.flags.c_contiguous:
-        yield whole
-        return
-    # In parts nevertheless, so that only parts of it are there twice.
-    step = max(1, size // _row_bytes(tensor))
-    for start in range(0, tensor.shape[0], step):
-        yield whole[start : start + step]
-
-
-def _row_bytes(tensor: Tensor) -> int:
-    """Bytes of one place along the first axis, at least 1."""
-    return max(1, tensor.dtype.nbytes(tensor.shape[1:]))
-
-
-def _step(view: View, size: int) -> int:
-    """How many rows of a large view to read at once; 0 if all of it must be read for any."""
-    tensor, where = view.tensor, view.place
-    if not tensor.shape or isinstance(where, Recoded):
-        return 0
-    row = _row_bytes(tensor)
-    rows = max(1, size // row)
-    if isinstance(where, Tiled):
-        # Whole rows of tiles, so that each tile is read once.
-        return max(1, rows // where.tile[0]) * where.tile[0]
-    steps = zip((rows, *tensor.shape[1:]), where.strides, strict=True)
-    span = sum((extent - 1) * stride for extent, stride in steps) + tensor.dtype.itemsize
-    return rows if span <= max(size, 2 * rows * row) else 0

@@ -1,7 +1,7 @@
 """Tensors compared by their values, however their files hold them.
 
-Both are read in row-major order and little-endian. This is for pairs whose chunks do not tell
-what differs: views, other orders of elements or bytes.
+Both are read in one order and little-endian, box by box, so that memory is bounded. This is for
+pairs whose chunks do not tell what differs: views, other orders of elements or bytes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,24 +14,28 @@ from blake3 import blake3
 from mstore.errors import FormatError, InvalidInputError
 from mstore.ids import Id
 from mstore.ops.compare import Numbers, Sums, compare
-from mstore.ops.rowmajor import Lying, parts, plain_type
+from mstore.ops.rowmajor import Lying, common_order, parts, plain_type
 from mstore.ops.sides import Place, Side
 from mstore.threads import default_threads
 
-_PART_BYTES = 4 << 20
+_ROOM = 64 << 20
+"""Bytes of one side that all threads together hold while comparing."""
+
 _BLOCK = 1 << 20
 """Elements compared at a time; a multiple of 8, so that packed types stay on whole bytes."""
 
 
-def compare_values(before: Lying, after: Lying) -> Numbers:
+def compare_values(before: Lying, after: Lying, room: int = _ROOM) -> Numbers:
     """The numbers of two tensors of equally many elements, paired in row-major order.
 
-    Raises CorruptDataError and what else reading them raises. Memory: some 20 MiB, or what
-    `rowmajor.parts` takes.
+    Raises CorruptDataError and what else reading them raises. Memory: some 20 MiB, and where they
+    lie in two orders, `room` bytes for each.
     """
     old, new = plain_type(before.tensor.dtype), plain_type(after.tensor.dtype)
-    ones = _blocks(parts(before, _PART_BYTES), _BLOCK * old.bits // 8)
-    others = _blocks(parts(after, _PART_BYTES), _BLOCK * new.bits // 8)
+    alike = before.tensor.shape == after.tensor.shape
+    order = common_order(before, after, room) if alike else None
+    ones = _blocks(parts(before, order), _BLOCK * old.bits // 8)
+    others = _blocks(parts(after, order), _BLOCK * new.bits // 8)
     total = Sums()
     for one, other in zip(ones, others, strict=True):
         total += compare(one, other, old, new)
@@ -50,14 +54,15 @@ def measure_values(
 
     None for a pair one of which cannot be read, since its file holds something else than it says.
     """
+    threads = max(1, min(threads or default_threads(), len(pairs)))
 
     def work(pair: tuple[Place, Place]) -> Numbers | None:
         with suppress(FormatError, InvalidInputError):
-            return compare_values(before.lying(pair[0]), after.lying(pair[1]))
+            return compare_values(before.lying(pair[0]), after.lying(pair[1]), _ROOM // threads)
         return None
 
     found = []
-    with ThreadPoolExecutor(threads or default_threads(), "mstore-diff") as pool:
+    with ThreadPoolExecutor(threads, "mstore-diff") as pool:
         for pair, numbers in zip(pairs, pool.map(work, pairs), strict=True):
             found.append(numbers)
             if progress is not None:
@@ -72,7 +77,7 @@ def digest(side: Side, place: Place) -> Id | None:
     """
     found = blake3()
     try:
-        for part in parts(side.lying(place), _PART_BYTES):
+        for part in parts(side.lying(place)):
             found.update(part)
     except (FormatError, InvalidInputError):
         return None

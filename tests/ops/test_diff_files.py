@@ -367,7 +367,7 @@ def test_large_tensors_in_two_orders(
 ) -> None:
     """Values are compared block by block: whatever the blocks, the numbers are those of the whole."""
     monkeypatch.setattr("mstore.ops.values._BLOCK", 64)
-    monkeypatch.setattr("mstore.ops.values._PART_BYTES", 1000)
+    monkeypatch.setattr("mstore.ops.values._ROOM", 1000)
     one = RNG.standard_normal((50, 61))
     other = one + 1e-3 * RNG.standard_normal(one.shape)
     np.savez(tmp_path / "m.npz", w=one)

@@ -24,7 +24,6 @@ from mstore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from mstore.filebytes import FileBytes
 from mstore.formats.safetensors import DTYPE_NAMES, read_metadata
 from mstore.ingest import FileToStore
 from mstore.layout import Recoded, Strided, Tensor, Tiled, View, cover
@@ -150,7 +149,7 @@ def test_every_kind_of_tensor_is_what_reading_it_gives(
     folder = tmp_path_factory.mktemp("out")
     expected = {name: bits(tensor.numpy()) for name, tensor in snapshot.tensors.items()}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(export_op, "parts", lambda one: rowmajor.parts(one, part))
+        patched.setattr(export_op, "placed", lambda one: rowmajor.placed(one, part))
         names = {d.numpy for d in DTYPE_NAMES}
         safe = [n for n, (dtype, _, _) in expected.items() if dtype in names]
         if safe:
@@ -168,45 +167,6 @@ def test_every_kind_of_tensor_is_what_reading_it_gives(
                 assert {name: bits(read[name]) for name in read.files} == {
                     name: expected[name] for name in known
                 }
-
-
-@pytest.mark.parametrize(
-    ("place", "read"),
-    [
-        # Bands of tiles: each tile once, though a part has room for half of one.
-        (Tiled((4, 4), tuple(range(0, 16 * 64, 64)), bytes(4)), 1024),
-        # Transposed: any part of it lies all over the rest, so that it is read whole and once.
-        (Strided(0, (4, 64)), 1024),
-        # Every second row: in parts, less what lies between two of them.
-        (Strided(0, (128, 4)), 15 * 128 + 64 - 7 * 64),
-    ],
-    ids=["tiled", "transposed", "strided"],
-)
-def test_nothing_is_read_twice(place: Any, read: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    tensor = Tensor("w", F32, (16, 16))
-    file = File(head=b"")
-    file.segment(Tensor("s", F32, (16, 32)), filled(F32, (16, 32), 1), hidden=True)
-    file.views.append(View(tensor, place))
-    view = version(file).files["f"]
-    asked: list[int] = []
-    read_ranges = FileBytes.read_ranges
-
-    def counting(self: Any, ranges: Any) -> Any:
-        asked.extend(length for _, length in ranges)
-        return read_ranges(self, ranges)
-
-    read_runs = FileBytes.read_runs
-
-    def counting_runs(self: Any, starts: Any, run: int) -> Any:
-        asked.append(int(starts[-1] - starts[0]) + run)
-        return read_runs(self, starts, run)
-
-    monkeypatch.setattr(FileBytes, "read_ranges", counting)
-    monkeypatch.setattr(FileBytes, "read_runs", counting_runs)
-    (one,) = view._exportable()
-    whole = b"".join(rowmajor.parts(one.lying, 128))
-    assert sum(asked) == read
-    assert whole == np.ascontiguousarray(view.tensors["w"].numpy()).tobytes()
 
 
 def test_real_torch_files(tmp_path: Path) -> None:
