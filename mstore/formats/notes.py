@@ -15,7 +15,10 @@ def note_on(left: Collection[tuple[str, str]], what: str) -> str | None:
     """
     if not left:
         return None
-    told = ", ".join(f"{quote(name)} {why}" for name, why in islice(left, _MAX_TOLD))
+    # What has no name is the only one of its file.
+    told = ", ".join(
+        f"{quote(name) if name else 'it'} {why}" for name, why in islice(left, _MAX_TOLD)
+    )
     more = ", …" if len(left) > _MAX_TOLD else ""
     return f"{what.format(len(left))}: {told}{more}"
 

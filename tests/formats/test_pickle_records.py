@@ -98,7 +98,7 @@ def test_records_as_text(check, protocol):
 
 
 def test_axes_in_another_order(check):
-    note = "opaque bytes for 1 of its arrays: '' holds records whose axes lie in another order"
+    note = "opaque bytes for 1 of its arrays: it holds records whose axes lie in another order"
     data = pickle.dumps(records(GAPS, 2, 3, 4).transpose(1, 0, 2), 5)
     check(data, {}, note)
 
@@ -168,7 +168,7 @@ F4 = np.dtype("f4")
 def test_malformed_records(state, sound):
     layout, note = describe(BytesReader(array_of(*state)))
     assert [view.tensor.name for view in layout.views] == ["a"] * sound
-    told = "opaque bytes for 1 of its arrays: '' holds malformed records"
+    told = "opaque bytes for 1 of its arrays: it holds malformed records"
     assert note == (None if sound else told)
 
 

@@ -247,7 +247,7 @@ def test_more_in_a_file_than_its_storage(check, monkeypatch, write, most):
     ones = stream.getvalue()
     check(outer(write(ones)), {"": torch.ones(200).view(torch.uint8)})
     note = (
-        "1 of its tensors are not listed: '' is a file of torch of its own that is not understood"
+        "1 of its tensors are not listed: it is a file of torch of its own that is not understood"
     )
     check(outer(write(ones + bytes(3000))), {}, note)
 
