@@ -4,24 +4,29 @@ The tensors given here are as the file will hold them: named, row-major, little-
 """
 
 import io
+import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from mstore.arrayfile import place_tensors
-from mstore.errors import InvalidInputError
+from mstore.errors import ConflictError, InvalidInputError
 from mstore.formats.base import quote
 from mstore.formats.safetensors import DTYPE_NAMES, METADATA_KEY
 from mstore.layout import Tensor
 from mstore.numpy_dtypes import ML_DTYPES, numpy_dtype
+from mstore.storage.files import translate_errors
 
 ReadBack = Callable[[int, int], bytes]
 """Gives `length` bytes from `offset` of a file that is being written."""
 
 _READ_SIZE = 1 << 20
+_OF_A_MODEL = re.compile(r"model(-[0-9]+-of-[0-9]+)?\.safetensors")
+_MAX_SHOWN = 5
 _STORED, _VERSION, _ZIP64_EXTRA = 0, 45, 1
 _UTF8, _UNIX = 1 << 11, 3
 _EARLIEST = 1 << 5 | 1  # 1980-01-01, so that equal tensors make equal files
@@ -88,6 +93,27 @@ def plan_npz(tensors: Sequence[Tensor]) -> Planned:
         yield end, b"".join(directory) + _zip_end(len(members), end, sum(map(len, directory)))
 
     return Planned(tuple(member.data for member in members), around)
+
+
+def check_others(folder: Path, files: Collection[Path]) -> None:
+    """Raise ConflictError if a folder has safetensors files of a model besides these.
+
+    They would stay, since nothing of a user's is deleted, and loaders would take them: many load
+    all such files, and `model.safetensors` comes before any index.
+    """
+    if not folder.is_dir():
+        return
+    names = {path.name for path in files}
+    with translate_errors("list", folder):
+        there = [path.name for path in folder.iterdir() if _OF_A_MODEL.fullmatch(path.name)]
+    if others := sorted(set(there) - names):
+        shown = ", ".join(others[:_MAX_SHOWN])
+        more = f" and {len(others) - _MAX_SHOWN} more" if len(others) > _MAX_SHOWN else ""
+        raise ConflictError(
+            f"{folder} has files of another model, which would be loaded, too: {shown}{more}",
+            hint="remove these, or export to another folder; --force overwrites only files of the "
+            "same names",
+        )
 
 
 def _npy_header(tensor: Tensor) -> bytes:

@@ -1,0 +1,86 @@
+"""What is told of files without tensors, when somebody asks for some."""
+
+import gzip
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mstore.database import Database
+from mstore.errors import InvalidInputError
+from mstore.formats import detect
+from mstore.ids import Id
+from mstore.ops.commit import Description
+from mstore.ops.without_tensors import no_tensors
+from mstore.storage.local import LocalStorage
+from mstore.worktree import Worktree
+
+GGUF = b"GGUF\3\0\0\0" + bytes(8) + b"\1" + bytes(7) + b"\xff" * 8
+"""Metadata with a key of endless length."""
+
+
+class Version:
+    """A version of these files."""
+
+    def __init__(self, folder: Path, files: dict[str, bytes]) -> None:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        self.db = Database.create(LocalStorage(folder / ".mstore"), "Ada")
+        self.tree = Worktree.create(folder, self.db)
+        self.id: Id = self.tree.commit(Description("Ada", "files")).id
+
+    def error(self, *paths: str) -> InvalidInputError:
+        """What is told of some of them."""
+        return no_tensors(self.db, self.id, paths)
+
+
+def test_why_a_file_was_not_understood(tmp_path: Path) -> None:
+    compressed = gzip.compress(pickle.dumps({"w": np.arange(99.0)}))
+    version = Version(tmp_path, {"bad.gguf": GGUF, "w.pkl.gz": compressed})
+    error = version.error("bad.gguf")
+    assert error.message.startswith("there are no tensors in bad.gguf: looks like gguf but ")
+    assert error.message.endswith("; stored as opaque bytes")
+    assert error.hint == f"for files as they are: mstore checkout {version.id.hex()[:12]} -o FOLDER"
+    assert version.error("w.pkl.gz").message == (
+        "there are no tensors in w.pkl.gz: opaque bytes: it is a compressed joblib file"
+    )
+
+
+def test_files_of_other_kinds(tmp_path: Path) -> None:
+    names = pickle.dumps({"names": ["a", "b"]})
+    version = Version(tmp_path, {"notes.txt": b"text", "names.pkl": names})
+    assert version.error("notes.txt").message == (
+        "there are no tensors in notes.txt, which is of no format known here, so it is opaque"
+    )
+    assert version.error("names.pkl").message == (
+        "there are no tensors in names.pkl, which is a pickle file"
+    )
+    assert version.error("notes.txt", "names.pkl").message == (
+        "there are no tensors in any of 2 files"
+    )
+    assert version.error().message == "there are no tensors in any of 0 files"
+
+
+def test_the_largest_of_many_files(tmp_path: Path) -> None:
+    bad = {f"{number}.gguf": GGUF + bytes(number) for number in range(5)}
+    version = Version(tmp_path, bad | {f"{number}.txt": b"x" for number in range(90)})
+    message = version.error(*bad, *(f"{number}.txt" for number in range(90))).message
+    assert "; and 2 more" in message
+    assert message.index("4.gguf: ") < message.index("3.gguf: ") < message.index("2.gguf: ")
+    assert "1.gguf" not in message
+
+
+def test_files_that_are_understood_by_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "w.npy", np.arange(3.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(detect, "FORMATS", [])
+        version = Version(tmp_path, {})
+    assert version.error("w.npy").message == (
+        "there are no tensors in w.npy: it was committed before mstore knew such files; "
+        "commit a copy of it"
+    )
+    (tmp_path / "copy.npy").write_bytes((tmp_path / "w.npy").read_bytes())
+    again = version.tree.commit(Description("Ada", "again")).id
+    entry = version.db.snapshot(version.db.commit(again).snapshot).files["copy.npy"]
+    assert version.db.manifest(entry.manifest).format == "npy"
