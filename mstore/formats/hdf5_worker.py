@@ -22,6 +22,7 @@ MAX_CHARACTERS = 64 << 20  # of the paths of all links, and of where soft links 
 MAX_PATHS = 1 << 24  # by which all objects together can be reached
 MAX_SOFT_LINKS = 100  # one through another; the library gives up after 16
 MAX_TEXT = 16 << 20  # bytes of an attribute
+CACHE = 2 << 20  # bytes that the library keeps of headers, trees and heaps, as it counts them
 
 # A compressed chunk is refused if it would become larger than MAX_INFLATED, and more than
 # MAX_RATIO times larger than it is. Chunks of zeros, as of an optimizer that made no step yet, have
@@ -355,6 +356,11 @@ def opened(file: "File") -> Any:
     """The file, opened by the library."""
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_fileobj_driver(h5fd.fileobj_driver, file)
+    # By default the library keeps so much of what it has read that 20,000 datasets take 200 MiB.
+    cache = access.get_mdc_config()
+    cache.set_initial_size = True
+    cache.initial_size = cache.min_size = cache.max_size = CACHE
+    access.set_mdc_config(cache)
     return h5f.open(b"file", h5f.ACC_RDONLY, access)
 
 

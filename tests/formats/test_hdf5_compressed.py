@@ -1,7 +1,9 @@
 """Compressed chunks of HDF5: what h5py writes is described, what would inflate to too much is not."""
 
 import io
+import re
 import zlib
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from h5py import h5d, h5p, h5s, h5t, h5z
 
 from mstore.errors import FormatError, LimitExceededError
+from mstore.formats import hdf5_process
 from mstore.formats.base import BytesReader
 from mstore.formats.hdf5 import Hdf5Format
 
@@ -180,3 +183,18 @@ def test_the_index_of_the_chunks_is_damaged():
     at = data.index(b"TREE\x01")
     with pytest.raises(FormatError):
         note(data[:at] + b"XXXX" + data[at + 4 :])
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}])
+def test_what_the_library_keeps_of_many_datasets_is_little(monkeypatch, tmp_path, options):
+    def make(file):
+        for number in range(6000):
+            file.create_dataset(f"{number}", data=np.zeros((4, 4)), chunks=(2, 4), **options)
+
+    path = tmp_path / "zygote.py"
+    real = Path(hdf5_process._ZYGOTE).read_text()
+    path.write_text(re.sub(r"(?m)^MEMORY = .*", "MEMORY = 48 << 20", real))
+    monkeypatch.setattr(hdf5_process, "_ZYGOTE", path)
+    monkeypatch.setattr(hdf5_process, "_ZYGOTES", [])
+    assert Hdf5Format().layout(BytesReader(write(make))).format == "hdf5"
+    hdf5_process.end_kept()
