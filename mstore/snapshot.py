@@ -21,7 +21,7 @@ from mstore.ops.checkout import write_out
 from mstore.ops.export import DEFAULT_SHARD_SIZE, Export, Exportable, choose, export, exportable
 from mstore.structure import restore
 from mstore.tensors import SegmentTensor, TensorView, read_segments
-from mstore.viewed import ViewTensor
+from mstore.viewed import ViewTensor, read_views
 
 
 class FileView:
@@ -325,7 +325,9 @@ class Snapshot:
 
 
 def _arrays(tensors: Mapping[str, TensorView]) -> dict[str, Array]:
-    """The tensors as arrays, those that are segments read together."""
+    """The tensors as arrays, read together: the segments, and the views."""
     segments = {name: one for name, one in tensors.items() if isinstance(one, SegmentTensor)}
+    views = {name: one for name, one in tensors.items() if isinstance(one, ViewTensor)}
     read = dict(zip(segments, read_segments(list(segments.values())), strict=True))
-    return {name: read[name] if name in read else one.numpy() for name, one in tensors.items()}
+    read |= dict(zip(views, read_views(list(views.values())), strict=True))
+    return {name: read[name] for name in tensors}

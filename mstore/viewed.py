@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from mstore.chunkreader import ChunkReader
-from mstore.filebytes import FileBytes
+from mstore.filebytes import FileBytes, Reach, neighbours
 from mstore.layout import View, extents
 from mstore.numpy_dtypes import Array
 from mstore.objects import SegmentChunks
 from mstore.tensors import TensorView
-from mstore.viewreader import ViewReader, view_id
+from mstore.viewreader import ViewReader, hull, view_id
 
 
 class ViewTensor(TensorView):
@@ -23,7 +23,7 @@ class ViewTensor(TensorView):
     @property
     def id(self) -> str:
         """The id of the content, 64 hexadecimal digits: equal ids mean equal tensors."""
-        return view_id(self._view, self._bytes).hex()
+        return view_id(self._view, *self._bytes.chunks(extents(self._view))).hex()
 
     def _chunks(self) -> SegmentChunks:
         return self._bytes.chunks(extents(self._view))[0]
@@ -38,3 +38,14 @@ class ViewTensor(TensorView):
 
     def _part(self, picked: Sequence[range]) -> Array:
         return ViewReader(self._view, self._bytes).part(picked)
+
+
+def read_views(tensors: Sequence[ViewTensor]) -> list[Array]:
+    """All of these as new arrays; what lies together in a file is read together."""
+    found: dict[int, Array] = {}
+    reaches = [(Reach(one._bytes, *hull(one._view)),) for one in tensors]
+    for group in neighbours(reaches):
+        (content,) = group.contents()
+        for number in group.numbers:
+            found[number] = ViewReader(tensors[number]._view, content).whole()
+    return [found[number] for number in range(len(tensors))]

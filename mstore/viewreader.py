@@ -17,6 +17,7 @@ from mstore.formats.strides import dense_strides
 from mstore.ids import Id, identify_tensor
 from mstore.layout import Recoded, Strided, Tiled, View, extents, grid
 from mstore.numpy_dtypes import Array, array_from_bytes, bytes_of
+from mstore.objects import SegmentChunks
 from mstore.recoding import DecodedBytes
 from mstore.sweeps import Sweep, by_distance
 from mstore.tensorfields import view_to_map
@@ -175,12 +176,12 @@ class _Job(NamedTuple):
     there: tuple[slice, ...]
 
 
-def view_id(view: View, content: FileBytes) -> Id:
+def view_id(view: View, chunks: SegmentChunks, starts: Sequence[int]) -> Id:
     """The id of what a view shows: equal ids mean equal tensors.
 
-    It is made of the chunks that hold the view, and of where its elements are in these.
+    It is made of the chunks that hold the view, which begin at `starts` in the file (see
+    `FileBytes.chunks`), and of where its elements are in these.
     """
-    chunks, starts = content.chunks(extents(view))
     start = starts[0] if starts else 0
     described = {**view_to_map(View(view.tensor, _from(view.place, start))), "name": ""}
     return identify_tensor(pack([described, [one - start for one in starts], chunks.ids]))

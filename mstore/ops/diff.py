@@ -30,7 +30,7 @@ from mstore.ops.measure import changed_chunks, cut_alike, measure
 from mstore.ops.revisions import Located, files_of
 from mstore.ops.rowmajor import is_column_major, plain_type
 from mstore.ops.sides import Place, Side, side_of
-from mstore.ops.values import digest, measure_values
+from mstore.ops.values import digests, measure_values
 
 __all__ = ["Diff", "diff_located", "diff_sides", "diff_under"]
 
@@ -177,7 +177,7 @@ def _tensor_changes(
     db: Database, before: Side, after: Side, files: Matched[str], scope: _Scope, *, by_path: bool
 ) -> tuple[tuple[TensorChange, ...], int]:
     """The changes of the tensors in these files, and how many tensors are the same."""
-    tensors = match_tensors(before, after, files, digest if scope.numbers else None)
+    tensors = match_tensors(before, after, files, digests if scope.numbers else None)
     changes = [
         _alone(kind, place)
         for kind, places in ((Change.REMOVED, tensors.removed), (Change.ADDED, tensors.added))

@@ -1,8 +1,8 @@
 """Exporting: the tensors of files of any format, written into an open, safe one.
 
 A file is written beside its place, synced, and renamed. What lies in the repository as it will lie
-in the file goes there chunk by chunk; other tensors are read box by box, as they lie, and their elements
-written to where they belong.
+in the file goes there chunk by chunk; other tensors are read box by box, as they lie, and their
+elements written to where they belong.
 """
 
 import json
@@ -21,7 +21,7 @@ from mstore.bulkindex import as_ids
 from mstore.chunkreader import ChunkReader, Sink, Wanted
 from mstore.dtypes import DType
 from mstore.errors import ConflictError, InvalidInputError, NotFoundError
-from mstore.filebytes import FileBytes
+from mstore.filebytes import FileBytes, neighbours
 from mstore.formats.base import quote
 from mstore.formats.shards import INDEX_SUFFIX
 from mstore.ids import Id
@@ -351,15 +351,20 @@ def _fill(
     progress: Callable[[int], None] | None,
 ) -> None:
     """Write all that a file holds."""
-    copies = _Copies(file)
+    copies, others, offsets = _Copies(file), [], []
     for (_, one), offset in zip(wanted, plan.offsets, strict=True):
         if (runs := copied(one.lying)) is not None:
             copies.add(runs, offset, one.tensor.dtype)
-            continue
-        for at, part in placed(one.lying):
-            FILES.write_at(file, offset + at, part)
-            if progress is not None:
-                progress(len(part))
+        else:
+            others.append(one.lying)
+            offsets.append(offset)
+    for group in neighbours([(one.reach,) for one in others]):
+        (shared,) = group.contents()
+        for number in group.numbers:
+            for at, part in placed(others[number].read_from(shared)):
+                FILES.write_at(file, offsets[number] + at, part)
+                if progress is not None:
+                    progress(len(part))
     reader.read(copies.wanted(), copies, progress)
     with translate_errors("read", file.path), file.path.open("rb") as back:
         for offset, content in plan.around(lambda at, length: os.pread(back.fileno(), length, at)):

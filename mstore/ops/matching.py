@@ -5,7 +5,7 @@ Only metadata is looked at. Files whose manifests are the same are never opened.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,6 +16,9 @@ from mstore.ops.rowmajor import plain_type
 from mstore.ops.sides import Place, Side
 
 T = TypeVar("T")
+
+Digests = Callable[[Side, Sequence[Place]], Sequence[Hashable]]
+"""Gives a hash of the values of each of some tensors, None for what cannot be read."""
 
 _SIMILAR = 0.5
 """Share of a file's bytes that must be found in another for it to be that file, renamed."""
@@ -79,14 +82,14 @@ def match_tensors(
     before: Side,
     after: Side,
     files: Matched[str],
-    digest: Callable[[Side, Place], Hashable] | None = None,
+    digests: Digests | None = None,
 ) -> Matched[Place]:
     """The tensors in the given files, except those in pairs of equal content.
 
     Tensors are the same by name within one file, or else by the name that is canonical for it;
     else by name and content in any file; else by a name, or then a canonical one, that is left
-    over once on each side (models cut into other files); else by content. `digest` gives a hash of
-    the values of a tensor, for those that are stored in several ways; without it, nothing is read.
+    over once on each side (models cut into other files); else by content. `digests` gives hashes of
+    the values of tensors, for those that are stored in several ways; without it, nothing is read.
     """
     both: list[tuple[Place, Place]] = []
     gone = [place for path in files.removed for place in before.places(path)]
@@ -109,8 +112,8 @@ def match_tensors(
     both += _pair_off(gone, new, lambda place: place.tensor.name or None, unique=True)
     both += _pair_off(gone, new, _canonical, unique=True)
     both += _pair_off(gone, new, lambda place: place.id)
-    if digest is not None:
-        both += _pair_values(before, after, gone, new, digest)
+    if digests is not None:
+        both += _pair_values(before, after, gone, new, digests)
     return Matched(both, gone, new)
 
 
@@ -123,7 +126,7 @@ def _pair_values(
     after: Side,
     gone: list[Place],
     new: list[Place],
-    digest: Callable[[Side, Place], Hashable],
+    digests: Digests,
 ) -> list[tuple[Place, Place]]:
     """Take from both lists what has the same values, where these may be stored in several ways."""
 
@@ -140,8 +143,9 @@ def _pair_values(
     wanted = {one for one in shapes if len(ways[one]) > 1}
     keys: dict[int, Hashable] = {}
     for side, places in ((before, gone), (after, new)):
-        for place in places:
-            if shape(place) in wanted and (found := digest(side, place)) is not None:
+        chosen = [place for place in places if shape(place) in wanted]
+        for place, found in zip(chosen, digests(side, chosen), strict=True):
+            if found is not None:
                 keys[id(place)] = shape(place), found
     return _pair_off(gone, new, lambda place: keys.get(id(place)))
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import InvalidInputError
-from mstore.filebytes import FileBytes
+from mstore.filebytes import FileBytes, Reach
 from mstore.formats.strides import dense_strides
 from mstore.ids import Id
 from mstore.layout import Strided, Tensor, View
 from mstore.numpy_dtypes import bytes_of
 from mstore.objects import SegmentChunks
 from mstore.sweeps import Box, Sweep, Way, by_distance, sweep
-from mstore.viewreader import ViewReader, as_bytes
+from mstore.viewreader import ViewReader, as_bytes, hull
 
 BOX_BYTES = 128 << 20
 """What is read at once where elements lie in another order than they are wanted in."""
@@ -54,6 +54,17 @@ class Lying:
     place: SegmentChunks | View
     offset: int
     content: FileBytes
+
+    @property
+    def reach(self) -> Reach:
+        """The bytes of the file from the first to the last element."""
+        if isinstance(self.place, View):
+            return Reach(self.content, *hull(self.place))
+        return Reach(self.content, self.offset, self.offset + self.place.length)
+
+    def read_from(self, content: FileBytes) -> "Lying":
+        """The same tensor, to be read from what has the same bytes."""
+        return replace(self, content=content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +103,11 @@ def copied(one: Lying) -> list[Run] | None:
     return _runs(one.content, where.offset, tensor.nbytes)
 
 
-def parts(one: Lying, order: Sweep | None = None, room: int = PART_BYTES) -> Iterator[memoryview]:
+def parts(one: Lying, order: Sweep | None = None, room: int = BOX_BYTES) -> Iterator[memoryview]:
     """The bytes of the tensor in the order of a sweep, row-major by default, part by part.
 
-    Boxes of the sweep by default take `room` bytes at most. Raises CorruptDataError; FormatError
+    Boxes of the default take `room` bytes at most; a tensor that lies in another order is read
+    once for each of them. Raises CorruptDataError; FormatError
     where a file holds something else than it says; and InvalidInputError for packed elements in
     column-major order. Memory: that of a box, and some 20 MiB; more where chunks are as large.
     """
@@ -117,12 +129,10 @@ def placed(one: Lying, room: int = BOX_BYTES) -> Iterator[tuple[int, memoryview]
     view = _view(one)
     reader, size = ViewReader(view, one.content), view.tensor.dtype.itemsize
     ways = [_way(reader, size), _rows(reader, size)]
-    if ways[0].axes == ways[1].axes:
-        room = min(room, PART_BYTES)
     if reader.is_decoded:
         order = _row_major(reader, size, room)
     else:
-        order = sweep(reader.shape, ways, max(1, room // size))
+        order = sweep(reader.shape, ways, _most(ways, size, room))
     for box in order.boxes():
         yield from _by_rows(reader.raw(box), box, reader.shape, one.tensor.dtype)
 
@@ -139,11 +149,8 @@ def common_order(before: Lying, after: Lying, room: int) -> Sweep | None:
     readers.sort(key=lambda reader: not reader.is_decoded)
     size = max(before.tensor.dtype.itemsize, after.tensor.dtype.itemsize)
     ways = [_way(reader, size) for reader in readers]
-    if ways[0].axes == ways[1].axes:
-        room = min(room, PART_BYTES)
-    if readers[0].is_decoded:
-        ways = ways[:1]
-    return sweep(readers[0].shape, ways, max(1, room // size))
+    most = _most(ways, size, room)
+    return sweep(readers[0].shape, ways[:1] if readers[0].is_decoded else ways, most)
 
 
 def _view(one: Lying) -> View:
@@ -173,11 +180,19 @@ def _rows(reader: ViewReader, itemsize: int) -> Way:
 
 def _row_major(reader: ViewReader, itemsize: int, room: int) -> Sweep:
     """As many rows at a time as there is room for; whole rows of tiles if there is for one."""
-    way, most = _rows(reader, itemsize), max(1, room // itemsize)
+    way = _rows(reader, itemsize)
+    most = _most([_way(reader, itemsize), way], itemsize, room)
     order = sweep(reader.shape, [way], most)
     if order.is_in_order:
         return order
     return sweep(reader.shape, [replace(way, tile=(1,) * len(reader.shape))], most)
+
+
+def _most(ways: Sequence[Way], itemsize: int, room: int) -> int:
+    """How many elements to read at once. More than some gain nothing where all lie in one order."""
+    if len({way.axes for way in ways}) == 1:
+        room = min(room, PART_BYTES)
+    return max(1, room // itemsize)
 
 
 def _is_row_major(view: View) -> bool:

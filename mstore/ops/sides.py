@@ -98,8 +98,8 @@ class Side(ABC):
         if manifest.views:
             content = self.content(path)
             for view in manifest.views:
-                chunks, _ = content.chunks(extents(view))
-                yield Place(path, 0, view.tensor, chunks, view_id(view, content), view)
+                chunks, starts = content.chunks(extents(view))
+                yield Place(path, 0, view.tensor, chunks, view_id(view, chunks, starts), view)
 
     def lying(self, place: Place) -> Lying:
         """Where to read the values of a tensor of this side."""

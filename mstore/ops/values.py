@@ -12,6 +12,7 @@ from math import prod
 from blake3 import blake3
 
 from mstore.errors import FormatError, InvalidInputError
+from mstore.filebytes import FileBytes, Group, neighbours
 from mstore.ids import Id
 from mstore.ops.compare import Numbers, Sums, compare
 from mstore.ops.rowmajor import Lying, common_order, parts, plain_type
@@ -19,7 +20,10 @@ from mstore.ops.sides import Place, Side
 from mstore.threads import default_threads
 
 _ROOM = 64 << 20
-"""Bytes of one side that all threads together hold while comparing."""
+"""Bytes of one side that all threads together have of tensors in two orders."""
+
+_HOLD = 32 << 20
+"""Bytes of one side that all threads together have of what small tensors share."""
 
 _BLOCK = 1 << 20
 """Elements compared at a time; a multiple of 8, so that packed types stay on whole bytes."""
@@ -34,8 +38,8 @@ def compare_values(before: Lying, after: Lying, room: int = _ROOM) -> Numbers:
     old, new = plain_type(before.tensor.dtype), plain_type(after.tensor.dtype)
     alike = before.tensor.shape == after.tensor.shape
     order = common_order(before, after, room) if alike else None
-    ones = _blocks(parts(before, order), _BLOCK * old.bits // 8)
-    others = _blocks(parts(after, order), _BLOCK * new.bits // 8)
+    ones = _blocks(parts(before, order, room), _BLOCK * old.bits // 8)
+    others = _blocks(parts(after, order, room), _BLOCK * new.bits // 8)
     total = Sums()
     for one, other in zip(ones, others, strict=True):
         total += compare(one, other, old, new)
@@ -54,34 +58,56 @@ def measure_values(
 
     None for a pair one of which cannot be read, since its file holds something else than it says.
     """
-    threads = max(1, min(threads or default_threads(), len(pairs)))
+    lying = [(before.lying(one), after.lying(other)) for one, other in pairs]
+    groups = list(
+        neighbours([(one.reach, other.reach) for one, other in lying], _HOLD // default_threads())
+    )
+    threads = max(1, min(threads or default_threads(), len(groups)))
 
-    def work(pair: tuple[Place, Place]) -> Numbers | None:
-        with suppress(FormatError, InvalidInputError):
-            return compare_values(before.lying(pair[0]), after.lying(pair[1]), _ROOM // threads)
-        return None
+    def work(group: Group) -> list[Numbers | None]:
+        contents = group.contents()
+        return [_compared(lying[number], contents, _ROOM // threads) for number in group.numbers]
 
-    found = []
+    found: list[Numbers | None] = [None] * len(pairs)
     with ThreadPoolExecutor(threads, "mstore-diff") as pool:
-        for pair, numbers in zip(pairs, pool.map(work, pairs), strict=True):
-            found.append(numbers)
-            if progress is not None:
-                progress(sum(place.tensor.nbytes for place in pair))
+        for group, results in zip(groups, pool.map(work, groups), strict=True):
+            for number, numbers in zip(group.numbers, results, strict=True):
+                found[number] = numbers
+                if progress is not None:
+                    progress(sum(place.tensor.nbytes for place in pairs[number]))
     return found
 
 
-def digest(side: Side, place: Place) -> Id | None:
-    """A hash of the values: equal for equal values of one type and shape, however they lie.
+def _compared(
+    pair: tuple[Lying, Lying], contents: Sequence[FileBytes], room: int
+) -> Numbers | None:
+    one, other = map(Lying.read_from, pair, contents)
+    with suppress(FormatError, InvalidInputError):
+        return compare_values(one, other, room)
+    return None
+
+
+def digests(side: Side, places: Sequence[Place]) -> list[Id | None]:
+    """Hashes of the values: equal for equal values of one type and shape, however they lie.
 
     None for a tensor that cannot be read, since its file holds something else than it says.
     """
+    lying = [side.lying(place) for place in places]
+    found: list[Id | None] = [None] * len(places)
+    for group in neighbours([(one.reach,) for one in lying], _HOLD):
+        (shared,) = group.contents()
+        for number in group.numbers:
+            found[number] = _digest(lying[number].read_from(shared))
+    return found
+
+
+def _digest(one: Lying) -> Id | None:
     found = blake3()
-    try:
-        for part in parts(side.lying(place)):
+    with suppress(FormatError, InvalidInputError):
+        for part in parts(one):
             found.update(part)
-    except (FormatError, InvalidInputError):
-        return None
-    return found.digest()
+        return found.digest()
+    return None
 
 
 def _blocks(found: Iterator[memoryview], size: int) -> Iterator[memoryview]:

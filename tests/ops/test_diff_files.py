@@ -14,6 +14,7 @@ import torch
 from mstore.database import Database
 from mstore.dtypes import BY_NAME
 from mstore.errors import ConflictError, NotFoundError
+from mstore.filebytes import StoredBytes
 from mstore.formats.detect import describe
 from mstore.ingest import FileToStore
 from mstore.layout import Recoded, Tensor, View, cover
@@ -380,3 +381,50 @@ def test_large_tensors_in_two_orders(
     assert change.numbers.changed == whole.changed == one.size
     assert change.numbers.sums.change == pytest.approx(whole.change)
     assert change.numbers.sums.product == pytest.approx(whole.product)
+
+
+@pytest.mark.parametrize("kind", ["slices", "tiles", "deflated"])
+def test_many_small_tensors_share_what_is_read(
+    repo: Repository, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No chunk is decoded for each of the tensors in it, and no read is planned for each of them."""
+
+    def commit(values: np.ndarray) -> None:
+        if kind == "slices":
+            whole = torch.from_numpy(values)
+            torch.save({f"{n}": whole[n, ::2] for n in range(len(whole))}, tmp_path / "m.pt")
+        elif kind == "tiles":
+            with h5py.File(tmp_path / "m.h5", "w") as file:
+                for number, row in enumerate(values):
+                    file.create_dataset(str(number), data=row.reshape(10, 10), chunks=(5, 5))
+        else:
+            rows = {str(number): row for number, row in enumerate(values)}
+            np.savez_compressed(tmp_path / "m.npz", **rows)
+        repo.commit(tmp_path)
+
+    values = RNG.standard_normal((300, 100)).astype("f4")
+    commit(values)
+    commit(values + 1)
+    reads: list[list[int]] = []
+    fetch = StoredBytes._fetch
+
+    def note(self: StoredBytes, starts: Any, wanted: Any, out: memoryview) -> None:
+        reads.append(starts.tolist())
+        fetch(self, starts, wanted, out)
+
+    monkeypatch.setattr(StoredBytes, "_fetch", note)
+    monkeypatch.setattr("mstore.ops.values.default_threads", lambda: 2)
+    view = repo["main"]
+    loaded = view.load()
+    assert isinstance(loaded, dict)
+    assert len(loaded) == 300
+    assert 1 <= len(reads) <= 3
+    view.export(tmp_path / "out.npz")
+    assert len(reads) <= 6
+    found = repo.diff("main~1", "main")
+    assert found.totals.changed_elements == sum(array.size for array in loaded.values())
+    assert len(reads) <= 12
+    monkeypatch.undo()
+    with np.load(tmp_path / "out.npz") as exported:
+        for name, array in loaded.items():
+            np.testing.assert_array_equal(array, exported[name.removesuffix(".npy")])
