@@ -12,8 +12,8 @@ from mstore.layout import Layout, Recoded, Strided, Tiled, View, grid
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.recoding import decode
 
-# What several tests of files of PyTorch make them with.
-sys.path.insert(0, str(Path(__file__).parent / "torch_files"))
+# What several tests here share, and what those of files of PyTorch make them with.
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "torch_files")]
 
 ReadTensors = Callable[[bytes, Layout], dict[str, np.ndarray]]
 

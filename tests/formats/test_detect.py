@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+from damage import changed_bytes, flipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,13 +111,7 @@ def test_truncation_at_every_length(name):
 @given(data=st.data())
 def test_changed_bytes(name, data):
     """Whatever is done to a file, only this package's errors come out of its parser."""
-    changed = bytearray(FILES[name])
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(changed) - 1))
-        changed[at] = data.draw(st.integers(0, 255))
-    if data.draw(st.booleans()):
-        at = data.draw(st.integers(0, len(changed)))
-        changed[at:at] = data.draw(st.binary(max_size=8))
+    changed = data.draw(changed_bytes(FILES[name], more=8))
     layout, _ = describe(BytesReader(changed))
     assert layout.size == len(changed)
     with suppress(MstoreError):
@@ -125,12 +120,8 @@ def test_changed_bytes(name, data):
 
 @pytest.mark.parametrize("name", FILES)
 def test_flipped_bits(name):
-    changed = bytearray(FILES[name])
-    for at in range(len(changed)):
-        for bit in (0, 3, 7):
-            changed[at] ^= 1 << bit
-            assert describe(BytesReader(changed))[0].size == len(changed)
-            changed[at] ^= 1 << bit
+    for _, changed in flipped(FILES[name], (0, 3, 7)):
+        assert describe(BytesReader(changed))[0].size == len(changed)
 
 
 @settings(deadline=None)

@@ -2,17 +2,16 @@
 
 import struct
 import tracemalloc
-from contextlib import suppress
 
 import gguf
 import numpy as np
 import pytest
+from damage import changed_runs, flipped, judge
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFEndian, GGUFReader, GGUFWriter
 from hypothesis import given
-from hypothesis import strategies as st
 
 from mstore.dtypes import BY_NAME
-from mstore.errors import FormatError, LimitExceededError, MstoreError
+from mstore.errors import FormatError, LimitExceededError
 from mstore.formats import gguf as gguf_module
 from mstore.formats import gguf_cursor
 from mstore.formats.base import BytesReader
@@ -339,16 +338,6 @@ SMALL = build(
 )
 
 
-def judge(data):
-    """Whatever the bytes: only errors of this package, and layouts that cover the file."""
-    reader = BytesReader(data)
-    with suppress(MstoreError):
-        assert GgufFormat().layout(reader).size == len(data)
-    with suppress(MstoreError):
-        GgufFormat().findings(reader)
-    GgufFormat().sniff(data[:4096], reader)
-
-
 def test_truncation_at_every_length():
     assert len(tensors(SMALL)) == 3
     for size in range(len(SMALL)):
@@ -357,20 +346,10 @@ def test_truncation_at_every_length():
 
 
 def test_flipped_bits():
-    changed = bytearray(SMALL)
-    for at in range(len(changed)):
-        for bit in range(8):
-            changed[at] ^= 1 << bit
-            judge(bytes(changed))
-            changed[at] ^= 1 << bit
+    for _, changed in flipped(SMALL):
+        judge(GgufFormat(), changed)
 
 
-@given(st.data())
+@given(changed_runs(SMALL))
 def test_changed_bytes(data):
-    changed = bytearray(SMALL)
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(changed) - 1))
-        changed[at : at + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
-        if not changed:
-            return
-    judge(bytes(changed))
+    judge(GgufFormat(), data)

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from watched_files import Watched
 
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats import deflated as deflated_module
@@ -441,14 +442,6 @@ def test_too_much(monkeypatch):
         layout(build(member()))
 
 
-class Watched(BytesReader):
-    most = 0
-
-    def read(self, offset, length):
-        self.most = max(self.most, length)
-        return super().read(offset, length)
-
-
 def test_only_the_head_is_inflated():
     data = archive(("a.npy", npy(np.zeros(1 << 26, np.uint8))), compression=zipfile.ZIP_DEFLATED)
     reader = Watched(data)
@@ -483,16 +476,8 @@ def test_terabytes_are_too_much(monkeypatch):
         layout(build(deflated()))
 
 
-class Counting(BytesReader):
-    reads = 0
-
-    def read(self, offset, length):
-        self.reads += 1
-        return super().read(offset, length)
-
-
 def test_a_directory_is_read_once():
-    reader = Counting(npz())
+    reader = Watched(npz())
     members = zipdir.read_members(reader)
     reads = reader.reads
     assert zipdir.read_members(reader) == members
@@ -500,7 +485,7 @@ def test_a_directory_is_read_once():
 
 
 def test_a_bad_directory_is_read_once():
-    reader = Counting(npz()[:-1])
+    reader = Watched(npz()[:-1])
     for _ in range(2):
         with pytest.raises(FormatError, match="cut short"):
             zipdir.read_members(reader)

@@ -3,18 +3,19 @@
 import contextlib
 import io
 import os
-import subprocess
 import sys
-import textwrap
-from contextlib import contextmanager
 
 import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
+from audited import NOTHING, events
+from damage import changed_bytes, flipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from watched_files import Files
+from wire_fields import coded, field
 
 import mstore
 from mstore.database import Database
@@ -23,7 +24,6 @@ from mstore.errors import (
     FormatError,
     LimitExceededError,
     MstoreError,
-    NotFoundError,
     UnsafeInputError,
 )
 from mstore.formats import onnx_model
@@ -46,35 +46,6 @@ TYPES = [
     number for name, number in TensorProto.DataType.items() if name not in ("UNDEFINED", "STRING")
 ]
 PACKED = {"UINT4": 4, "INT4": 4, "UINT2": 2, "INT2": 2}
-
-
-class Files:
-    """A folder in memory, as what lies beside the file `name`; notes what is opened.
-
-    What is asked for as a link is noted as well, and those in `links` are some.
-    """
-
-    def __init__(self, files, name, links=()):
-        self.name = name
-        self.known = {}
-        self.opened = []
-        self.asked = []
-        self._files = files
-        self._links = links
-
-    def names(self):
-        return self._files.keys()
-
-    def is_link(self, path):
-        self.asked.append(path)
-        return path in self._links
-
-    @contextmanager
-    def open(self, name):
-        self.opened.append(name)
-        if name not in self._files:
-            raise NotFoundError(name)
-        yield BytesReader(self._files[name])
 
 
 def random_tensor(number, shape, name):
@@ -623,22 +594,6 @@ def test_custom_operators():
 # Messages made by hand.
 
 
-def coded(number):
-    number %= 1 << 64
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def field(number, value, length=None):
-    """A field, whose length may be a lie."""
-    if isinstance(value, int):
-        return coded(number << 3) + coded(value)
-    return coded(number << 3 | 2) + coded(len(value) if length is None else length) + value
-
-
 NODE = field(1, field(1, b"x") + field(2, b"y") + field(4, b"Identity"))
 RAW = field(9, bytes(8))
 
@@ -859,39 +814,25 @@ def test_nothing_is_imported_opened_or_run():
         for location in ("../../etc/passwd", "/etc/passwd", "w.bin", "sub/w.bin")
     ]
     payloads += [whole(tensor()), *MALFORMED.values(), *list(TOO_MUCH.values())[1:3]]
-    script = textwrap.dedent(
-        f"""
-        import sys
-        from mstore.errors import MstoreError
-        from mstore.formats.base import BytesReader
-        from mstore.formats.detect import describe
-        from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
-        events = []
-        def hook(event, arguments):
-            if watching:
-                events.append((event, arguments))
-        watching = False
-        payloads = {payloads!r}
-        describe(BytesReader(payloads[0]))  # what is imported late, but not because of a file
-        sys.addaudithook(hook)
-        before = set(sys.modules)
-        watching = True
-        for payload in payloads:
-            reader = BytesReader(payload)
-            describe(reader)
-            for read in (OnnxFormat().findings, lambda r: OnnxDataCompanion().parse(r, "")):
-                try:
-                    read(reader)
-                except MstoreError:
-                    pass
-        watching = False
-        print(events, set(sys.modules) - before)
-        """
-    )
-    done = subprocess.run(
-        [sys.executable, "-"], input=script, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (done.stderr, done.stdout) == ("", "[] set()\n")
+    prepare = f"""
+from mstore.errors import MstoreError
+from mstore.formats.base import BytesReader
+from mstore.formats.detect import describe
+from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
+payloads = {payloads!r}
+describe(BytesReader(payloads[0]))  # what is imported late, but not because of a file
+"""
+    watched = """
+for payload in payloads:
+    reader = BytesReader(payload)
+    describe(reader)
+    for read in (OnnxFormat().findings, lambda r: OnnxDataCompanion().parse(r, "")):
+        try:
+            read(reader)
+        except MstoreError:
+            pass
+"""
+    assert events(prepare, watched) == NOTHING
 
 
 def small():
@@ -926,24 +867,14 @@ def test_truncation_at_every_length():
 
 
 def test_flipped_bits():
-    changed = bytearray(SMALL)
-    for at in range(len(changed)):
-        for bit in (0, 3, 7):
-            changed[at] ^= 1 << bit
-            check_anything(changed)
-            changed[at] ^= 1 << bit
+    for _, changed in flipped(SMALL, (0, 3, 7)):
+        check_anything(changed)
 
 
 @settings(max_examples=200)
-@given(data=st.data())
+@given(changed_bytes(SMALL, 4, more=12))
 def test_changed_bytes(data):
-    changed = bytearray(SMALL)
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(changed) - 1))
-        changed[at] = data.draw(st.integers(0, 255))
-    at = data.draw(st.integers(0, len(changed)))
-    changed[at:at] = data.draw(st.binary(max_size=12))
-    check_anything(changed)
+    check_anything(data)
 
 
 @settings(max_examples=50)

@@ -1,12 +1,11 @@
 """Arrays of records in pickles: each field of numbers is a tensor, and what is none is told."""
 
-import io
 import pickle
 
-import joblib
 import ml_dtypes
 import numpy as np
 import pytest
+from pickled import by_pickle_and_joblib
 
 from mstore.errors import LimitExceededError
 from mstore.formats import pickle_layout
@@ -30,13 +29,6 @@ def records(dtype, *shape):
     """Records of random bytes."""
     raw = np.random.default_rng(1).integers(0, 2, (*shape, np.dtype(dtype).itemsize), np.uint8)
     return np.ndarray(shape, dtype, raw.tobytes())
-
-
-def dumped(value, protocol=4):
-    """The same by pickle and by joblib."""
-    stream = io.BytesIO()
-    joblib.dump(value, stream, protocol=protocol)
-    return [pickle.dumps(value, protocol), stream.getvalue()]
 
 
 @pytest.fixture
@@ -72,17 +64,17 @@ def test_fields(check, protocol):
         "none.a": value["none"]["a"],
         "none.b": value["none"]["b"],
     }
-    for data in dumped(value, protocol):
+    for data in by_pickle_and_joblib(value, protocol):
         layout = check(data, expected)
         assert sum(segment.hidden for segment in layout.segments) == 3
 
 
 def test_column_major_and_alone(check):
     turned = np.asfortranarray(records(GAPS, 3, 2))
-    for data in dumped(turned):
+    for data in by_pickle_and_joblib(turned):
         check(data, {"a": turned["a"], "b": turned["b"]})
     shared = records(GAPS, 3)
-    for data in dumped([shared, {"again": shared}]):
+    for data in by_pickle_and_joblib([shared, {"again": shared}]):
         check(data, {f"{name}.{key}": shared[key] for name in ("0", "1.again") for key in "ab"})
 
 

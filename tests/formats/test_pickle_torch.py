@@ -4,10 +4,11 @@ import io
 import pickle
 import struct
 
-import joblib
 import numpy as np
 import pytest
 import torch
+from pickled import by_pickle_and_joblib
+from watched_files import Watched
 
 from mstore.errors import UnsafeInputError
 from mstore.formats import pickle_torch
@@ -20,13 +21,6 @@ from mstore.layout import Recoded, Strided
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 
 LOADS = b"ctorch.storage\n_load_from_bytes\n"
-
-
-def dumped(value, protocol=4):
-    """The same by pickle and by joblib."""
-    stream = io.BytesIO()
-    joblib.dump(value, stream, protocol=protocol)
-    return [pickle.dumps(value, protocol), stream.getvalue()]
 
 
 def bits(tensor):
@@ -53,7 +47,7 @@ def check(read_tensors):
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_state_dicts(check, protocol):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    for data in dumped(model.state_dict(), protocol):
+    for data in by_pickle_and_joblib(model.state_dict(), protocol):
         layout = check(data, model.state_dict())
         assert sum(s.tensor is not None for s in layout.segments) == 7
         hazards = find_hazards(BytesReader(data))
@@ -70,7 +64,7 @@ def test_modules_and_checkpoints(check):
     expected = {f"model.{name}": one for name, one in model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         expected |= {f"optimizer.state.{number}.{key}": one for key, one in state.items()}
-    for data in dumped(value):
+    for data in by_pickle_and_joblib(value):
         check(data, expected | {"scores": np.arange(3.0)})
 
 
@@ -90,7 +84,7 @@ def test_types_and_views(check):
         "wide": torch.randn(2, 1).expand(2, 3),
         "parameter": torch.nn.Parameter(base),
     }
-    for data in dumped(value):
+    for data in by_pickle_and_joblib(value):
         layout = check(data, value)
         named = {s.tensor.name: s.tensor for s in layout.segments if s.tensor and not s.hidden}
         assert named["turned"].order == "F"
@@ -172,16 +166,6 @@ def test_long_text_that_is_something_else(monkeypatch, check):
         "1 of its tensors are not listed: 'w' is a file of torch of its own that is not understood"
     )
     check(longer, {}, note)
-
-
-class Watched(BytesReader):
-    """Counts what is read."""
-
-    read_bytes = 0
-
-    def read(self, offset, length):
-        self.read_bytes += length
-        return super().read(offset, length)
 
 
 def test_elements_are_not_read():

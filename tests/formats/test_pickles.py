@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
+from damage import changed_bytes, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -350,14 +351,6 @@ def test_truncation_at_every_length(protocol):
 @given(data=st.data())
 def test_changed_bytes(protocol, data):
     """Whatever is done to a file, only this package's errors come out of its parser."""
-    changed = bytearray(GOOD[protocol])
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(changed) - 1))
-        changed[at] = data.draw(st.integers(0, 255))
-    reader = BytesReader(changed)
-    with suppress(MstoreError):
-        layout, _ = PickleFormat().examine(reader)
-        assert layout.size == sum(s.length for s in layout.segments) == len(changed)
-    with suppress(MstoreError):
-        PickleFormat().findings(reader)
-    assert describe(reader)[0].size == len(changed)
+    changed = data.draw(changed_bytes(GOOD[protocol]))
+    judge(PickleFormat(), changed)
+    assert describe(BytesReader(changed))[0].size == len(changed)

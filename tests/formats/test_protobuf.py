@@ -3,29 +3,11 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from wire_fields import coded, field
 
 from mstore.errors import FormatError, LimitExceededError, MstoreError
 from mstore.formats.base import BytesReader
 from mstore.formats.protobuf import BYTES, FIXED32, FIXED64, VARINT, Field, Wire, varint
-
-
-def coded(number):
-    """A number as a varint."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def field(number, value):
-    """A field: an int as a varint, bytes with their length, an (n, bytes) of wire type n."""
-    if isinstance(value, int):
-        return coded(number << 3 | VARINT) + coded(value)
-    if isinstance(value, bytes):
-        return coded(number << 3 | BYTES) + coded(len(value)) + value
-    wire, raw = value
-    return coded(number << 3 | wire) + raw
 
 
 def wire_of(data, max_fields=1000):

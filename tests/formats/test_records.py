@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from watched_files import Watched
 
 from mstore.dtypes import BY_NAME
 from mstore.errors import FormatError, LimitExceededError
@@ -129,22 +130,12 @@ def test_compressed_ones_are_told():
     assert note == f"opaque bytes for 1 of 2 arrays: {why}"
 
 
-class Counting(BytesReader):
-    """Counts how often it is read from."""
-
-    reads = 0
-
-    def read(self, offset, length):
-        self.reads += 1
-        return super().read(offset, length)
-
-
 def test_too_many_are_not_even_read(monkeypatch):
     data = npz(**{str(number): PLAIN_NODES for number in range(100)})
-    directory = Counting(data)
+    directory = Watched(data)
     zipdir.read_members(directory)
     monkeypatch.setattr(naming, "MAX_COUNT", 20)
-    reader = Counting(data)
+    reader = Watched(data)
     with pytest.raises(LimitExceededError, match="more than 20 tensors"):
         NpzFormat().layout(reader)
     assert reader.reads < directory.reads + 50

@@ -3,14 +3,14 @@
 import base64
 import contextlib
 import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from audited import NOTHING, events
+from damage import changed_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wire_fields import field
 
 from mstore.errors import FormatError, LimitExceededError, MstoreError
 from mstore.formats import savedmodel
@@ -91,20 +91,6 @@ def test_what_golden_files_would_do():
         ("dangerous", "calls functions of Python when it is run (PyFunc)"),
     }
     assert all(one.where.startswith("__inference___call___") for one in findings(FILES["outside"]))
-
-
-def field(number, value):
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value % (1 << 64))
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def varint(number):
-    low = b""
-    while number > 127:
-        low += bytes([number & 127 | 128])
-        number >>= 7
-    return low + bytes([number])
 
 
 def node(name, operation, *attributes):
@@ -332,37 +318,23 @@ def test_the_last_operation_of_a_node_counts():
 def test_nothing_is_imported_opened_or_run():
     """In a process of its own, no event that Python audits happens while files are described."""
     indexes = [path.read_bytes() for path in GOLDEN.rglob("*.index")]
-    script = textwrap.dedent(
-        f"""
-        import sys
-        from mstore.formats.base import BytesReader
-        from mstore.formats.detect import describe
-        from mstore.formats.savedmodel import SavedModelFormat
-        from mstore.formats.tensorbundle import TensorBundleCompanion
-        events = []
-        def hook(event, arguments):
-            if watching:
-                events.append((event, arguments))
-        watching = False
-        graphs = {[FILES["outside"], FILES["saved"]]!r}
-        indexes = {indexes!r}
-        sys.addaudithook(hook)
-        before = set(sys.modules)
-        watching = True
-        for data in graphs:
-            describe(BytesReader(data))
-            SavedModelFormat().findings(BytesReader(data))
-        for data in indexes:
-            describe(BytesReader(data))
-            TensorBundleCompanion().parse(BytesReader(data), "x.index")
-        watching = False
-        print(events, set(sys.modules) - before)
-        """
-    )
-    done = subprocess.run(
-        [sys.executable, "-"], input=script, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert (done.stderr, done.stdout) == ("", "[] set()\n")
+    prepare = f"""
+from mstore.formats.base import BytesReader
+from mstore.formats.detect import describe
+from mstore.formats.savedmodel import SavedModelFormat
+from mstore.formats.tensorbundle import TensorBundleCompanion
+graphs = {[FILES["outside"], FILES["saved"], FILES["constant"]]!r}
+indexes = {indexes!r}
+"""
+    watched = """
+for data in graphs:
+    describe(BytesReader(data))
+    SavedModelFormat().findings(BytesReader(data))
+for data in indexes:
+    describe(BytesReader(data))
+    TensorBundleCompanion().parse(BytesReader(data), "x.index")
+"""
+    assert events(prepare, watched) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -402,10 +374,8 @@ def test_too_many_fields(monkeypatch):
 @given(data=st.data(), name=st.sampled_from(["saved", "outside", "constant", *FROZEN]))
 def test_changed_bytes(data, name):
     """Whatever is done to a file, only this package's errors come out."""
-    changed = bytearray((FILES | FROZEN)[name])
-    for _ in range(data.draw(st.integers(1, 4))):
-        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
-    del changed[data.draw(st.integers(0, len(changed))) :]
+    changed = data.draw(changed_bytes((FILES | FROZEN)[name], 4))
+    changed = changed[: data.draw(st.integers(0, len(changed)))]
     assert describe(BytesReader(changed))[0].size == len(changed)
     for one in (SavedModelFormat(), FrozenGraphFormat()):
         with contextlib.suppress(MstoreError):

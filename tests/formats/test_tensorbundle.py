@@ -7,19 +7,22 @@ wrote down what it reads in them; it is not needed here.
 import base64
 import json
 import struct
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from damage import changed_bytes, flipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watched_files import Files
+from wire_fields import coded, field
 
 import mstore
 from mstore.database import Database
 from mstore.dtypes import BY_NAME
-from mstore.errors import FormatError, LimitExceededError, MstoreError, NotFoundError
+from mstore.errors import FormatError, LimitExceededError, MstoreError
 from mstore.formats import sstable, tensorbundle
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
@@ -36,26 +39,6 @@ EXPECTED = {}
 for _prefix, _key, _type, _shape, _raw in json.loads((GOLDEN / "expected.json").read_text()):
     _tensor = _type, tuple(_shape), base64.b64decode(_raw)
     EXPECTED.setdefault(_prefix, {})[_key.removesuffix(SUFFIX)] = _tensor
-
-
-class Files:
-    """A folder in memory, as what lies beside the file `name`; notes what is opened."""
-
-    def __init__(self, files, name):
-        self.name = name
-        self.known = {}
-        self.opened = []
-        self._files = files
-
-    def names(self):
-        return self._files.keys()
-
-    @contextmanager
-    def open(self, name):
-        self.opened.append(name)
-        if name not in self._files:
-            raise NotFoundError(name)
-        yield BytesReader(self._files[name])
 
 
 def described(files, name):
@@ -152,21 +135,6 @@ def test_a_saved_model_in_a_repository(tmp_path):
 
 
 # An independent writer of tables and of what lies in them.
-
-
-def coded(number):
-    number %= 1 << 64
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*out, number])
-
-
-def field(number, value):
-    if isinstance(value, int):
-        return coded(number << 3) + coded(value)
-    return coded(number << 3 | 2) + coded(len(value)) + value
 
 
 HEADER = field(1, 1) + field(3, field(1, 1))
@@ -539,31 +507,22 @@ def test_truncation_at_every_length():
 
 def test_flipped_bits():
     """Every flipped bit is seen by the checksums, but for those of the unused parts."""
-    changed = bytearray(INDEX)
     whole = parse(INDEX)
-    for at in range(len(changed)):
-        for bit in (0, 4, 7):
-            changed[at] ^= 1 << bit
-            try:
-                assert parse(changed) == whole
-                assert at >= len(INDEX) - 100  # the metadata block, padding of the footer
-            except MstoreError:
-                pass
-            changed[at] ^= 1 << bit
+    for at, changed in flipped(INDEX, (0, 4, 7)):
+        with suppress(MstoreError):
+            assert parse(changed) == whole
+            assert at >= len(INDEX) - 100  # the metadata block, padding of the footer
 
 
 @settings(max_examples=300)
 @given(data=st.data())
 def test_changed_bytes_behind_good_checksums(data):
     """Whatever stands in an index, only this package's errors come out."""
-    content = bytearray(HEADER + b"".join(sorted([entry(), entry(14, (2, 2), 0, 8, 8), FIRST])))
-    pairs = {b"w": bytearray(entry(slices=[[(0, 1)]])), FIRST: bytearray(entry()), b"x": content}
-    for value in pairs.values():
-        for _ in range(data.draw(st.integers(0, 2))):
-            at = data.draw(st.integers(0, len(value) - 1))
-            value[at] = data.draw(st.integers(0, 255))
+    content = HEADER + b"".join(sorted([entry(), entry(14, (2, 2), 0, 8, 8), FIRST]))
+    pairs = {b"w": entry(slices=[[(0, 1)]]), FIRST: entry(), b"x": content}
+    changed = {key: data.draw(changed_bytes(value, 2, least=0)) for key, value in pairs.items()}
     files = {
-        "x.index": index({k: bytes(v) for k, v in pairs.items()}),
+        "x.index": index(changed),
         "x.data-00000-of-00001": bytes(99),
     }
     for name in files:

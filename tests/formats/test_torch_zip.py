@@ -24,6 +24,7 @@ from torch_making import (
     tensor,
     tensors_of,
 )
+from watched_files import Watched
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import naming, pickle_paths, torch_storages
@@ -274,13 +275,6 @@ def test_the_order_of_members_does_not_matter():
 
 def test_tensor_data_is_never_read():
     data = archive({"w": tensor(count=1 << 20, shape=(1 << 20,), strides=(1,))}, [bytes(4 << 20)])
-
-    class Watched(BytesReader):
-        most = 0
-
-        def read(self, offset, length):
-            self.most = max(self.most, length)
-            return super().read(offset, length)
 
     reader = Watched(data)
     assert TorchFormat().layout(reader).segments[1].length == 4 << 20
