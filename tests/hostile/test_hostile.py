@@ -11,6 +11,7 @@ from pathlib import Path
 
 import bad_parsers
 import hostile_archives
+import hostile_hdf5
 import hostile_models
 import hostile_pickles
 import pytest
@@ -25,7 +26,7 @@ from mstore.worktree import Worktree
 SECONDS = 5.0
 MEMORY = 64 << 20
 BESIDE = "beside"
-MODULES = (hostile_archives, hostile_pickles, hostile_models)
+MODULES = (hostile_archives, hostile_pickles, hostile_hdf5, hostile_models)
 
 Report = dict[str, object]
 
