@@ -19,6 +19,7 @@ from mstore.numpy_dtypes import Array
 from mstore.objects import FileEntry, Manifest
 from mstore.ops.checkout import write_out
 from mstore.ops.export import DEFAULT_SHARD_SIZE, Export, Exportable, choose, export, exportable
+from mstore.ops.without_tensors import no_tensors
 from mstore.structure import restore
 from mstore.tensors import SegmentTensor, TensorView, read_segments
 from mstore.viewed import ViewTensor, read_views
@@ -90,9 +91,12 @@ class FileView:
         progress: Callable[[int], None] | None = None,
     ) -> Export:
         """Write its tensors into a file of another format; see `Snapshot.export`."""
+        found = list(self._exportable())
+        if not found:
+            raise no_tensors(self._db, self._version, [self.path])
         return export(
             self._reader,
-            choose(list(self._exportable()), tensors, self._version),
+            choose(found, tensors, self._version),
             out,
             commit=self._version,
             force=force,
@@ -296,12 +300,14 @@ class Snapshot:
         it to these paths; `tensors` are names, or patterns such as `encoder.*`. What is written is
         little-endian and row-major, and the values are the same bit for bit.
 
-        Raises ConflictError when something is there that would be overwritten, unless `force`;
-        NotFoundError for a file or tensor that is not there; InvalidInputError for tensors of a
-        type that the file cannot have.
+        Raises ConflictError when something is there that would be overwritten, unless `force`, or
+        files of another model in the folder; NotFoundError for a file or tensor that is not there;
+        InvalidInputError for tensors of a type that the file cannot have, and where there are none.
         """
-        paths = [files] if isinstance(files, str) else self.files if files is None else files
+        paths = [files] if isinstance(files, str) else list(self.files if files is None else files)
         found = [one for path in paths for one in self.files[path]._exportable()]
+        if not found:
+            raise no_tensors(self._db, self._id, paths)
         return export(
             self._reader,
             choose(found, tensors, self._id),

@@ -46,7 +46,7 @@ def export(
     All tensors of the version, or of one file or folder of it, go to OUT: a .safetensors, .npz or
     .npy file (that of one tensor), or a folder, if it is one or ends with a slash, for safetensors
     files with an index. Elements are little-endian and row-major there, values the same bit for
-    bit.
+    bit. A folder that has files of another model is refused, since they would be loaded, too.
 
     Where two files of the version have tensors of one name, these are called PATH:NAME.
     """

@@ -20,15 +20,15 @@ import numpy as np
 from mstore.bulkindex import as_ids
 from mstore.chunkreader import ChunkReader, Sink, Wanted
 from mstore.dtypes import DType
-from mstore.errors import ConflictError, InvalidInputError, NotFoundError
+from mstore.errors import InvalidInputError, NotFoundError
 from mstore.filebytes import FileBytes, neighbours
 from mstore.formats.base import quote
 from mstore.formats.shards import INDEX_SUFFIX
 from mstore.ids import Id
 from mstore.layout import Tensor
 from mstore.objects import Manifest
+from mstore.ops import targets
 from mstore.ops.rowmajor import Lying, Run, copied, placed, plain_type, swapped
-from mstore.ops.targets import Planned, plan_npy, plan_npz, plan_safetensors
 from mstore.storage.files import FILES, OpenFile, translate_errors
 
 DEFAULT_SHARD_SIZE = 5_000_000_000
@@ -187,11 +187,11 @@ def export(
     index of them. Safetensors files name `commit`, the version they are from. Tensors are
     little-endian and row-major in all of them. `progress` is told how many more bytes are written.
 
-    Raises ConflictError when something is there that would be overwritten, unless `force`;
-    InvalidInputError for no tensors, or for types or names that the files cannot have;
-    CorruptDataError when stored data is damaged; StorageError when writing fails. Then nothing
-    that was there has changed. Memory: some 250 MiB at most, whatever the size of a tensor and the
-    order it has in its file.
+    Raises ConflictError when something is there that would be overwritten, unless `force`, or what
+    loaders of the folder would take, too; InvalidInputError for no tensors, or for types or names
+    that the files cannot have; CorruptDataError when stored data is damaged; StorageError when
+    writing fails. Then nothing that was there has changed. Memory: some 250 MiB at most, whatever
+    the size of a tensor and the order it has in its file.
     """
     folder = is_folder(out)
     target = Path(out)
@@ -206,12 +206,14 @@ def export(
     wanted = list(zip(named, tensors, strict=True))
     _check_packed(wanted)
     files = _shards(target, wanted, shard_size) if folder else {target: wanted}
+    inside = {path: [tensor for tensor, _ in group] for path, group in files.items()}
     plans = {
-        path: _plan(path, [tensor for tensor, _ in group], _metadata(group, commit))
-        for path, group in files.items()
+        path: _plan(path, inside[path], _metadata(group, commit)) for path, group in files.items()
     }
-    index = {target / f"model{INDEX_SUFFIX}": _index(files)} if folder else {}
-    _check_free([*files, *index], force=force)
+    index = {target / f"model{INDEX_SUFFIX}": targets.index_of(inside)} if folder else {}
+    targets.check_free([*files, *index], force=force)
+    if folder:
+        targets.check_others(target, files)
     if not target.parent.is_dir():
         raise NotFoundError(f"there is no folder {target.parent}", hint="make it first")
     if folder:
@@ -224,6 +226,8 @@ def export(
         for file in written.values():
             FILES.fsync(file)
         for path, file in written.items():
+            if path in index:  # comes last: loaders go by it, so all it names has to be there
+                FILES.fsync_dir(target)
             FILES.rename(file.path, path)
     FILES.fsync_dir(target if folder else target.parent)
     return Export(
@@ -273,18 +277,18 @@ def _check_packed(wanted: _Wanted) -> None:
             )
 
 
-def _plan(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> Planned:
+def _plan(path: Path, tensors: Sequence[Tensor], metadata: Mapping[str, str]) -> targets.Planned:
     if path.suffix == ".npz":
-        return plan_npz(tensors)
+        return targets.plan_npz(tensors)
     if path.suffix == ".safetensors":
-        return plan_safetensors(tensors, metadata)
+        return targets.plan_safetensors(tensors, metadata)
     if len(tensors) > 1:
         shown = ", ".join(quote(tensor.name) for tensor in tensors[:3])
         raise InvalidInputError(
             f"a .npy file holds one array, and these are {len(tensors)}: {shown}, …",
             hint="name one with --tensor, or use a .npz or .safetensors file",
         )
-    return plan_npy(tensors[0])
+    return targets.plan_npy(tensors[0])
 
 
 def _metadata(wanted: _Wanted, commit: Id) -> dict[str, str]:
@@ -314,22 +318,6 @@ def _shards(folder: Path, wanted: _Wanted, shard_size: int) -> dict[Path, _Wante
     }
 
 
-def _index(files: Mapping[Path, _Wanted]) -> bytes:
-    """The file that says in which file each tensor is."""
-    placed = {tensor.name: path.name for path, group in files.items() for tensor, _ in group}
-    size = sum(tensor.nbytes for group in files.values() for tensor, _ in group)
-    index = {"metadata": {"total_size": size}, "weight_map": placed}
-    return f"{json.dumps(index, indent=2)}\n".encode()
-
-
-def _check_free(paths: Iterable[Path], *, force: bool) -> None:
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            raise ConflictError(f"{path} is a folder", hint="choose another name")
-        if not force and os.path.lexists(path):
-            raise ConflictError(f"{path} is there already", hint="overwrite it with --force")
-
-
 @contextmanager
 def _beside(paths: Iterable[Path]) -> Iterator[dict[Path, OpenFile]]:
     """A new, empty file beside each path; what was not renamed in the block is removed."""
@@ -346,7 +334,7 @@ def _beside(paths: Iterable[Path]) -> Iterator[dict[Path, OpenFile]]:
 def _fill(
     reader: ChunkReader,
     file: OpenFile,
-    plan: Planned,
+    plan: targets.Planned,
     wanted: _Wanted,
     progress: Callable[[int], None] | None,
 ) -> None:

@@ -4,10 +4,12 @@ The tensors given here are as the file will hold them: named, row-major, little-
 """
 
 import io
+import json
+import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +95,23 @@ def plan_npz(tensors: Sequence[Tensor]) -> Planned:
         yield end, b"".join(directory) + _zip_end(len(members), end, sum(map(len, directory)))
 
     return Planned(tuple(member.data for member in members), around)
+
+
+def index_of(files: Mapping[Path, Sequence[Tensor]]) -> bytes:
+    """What says which tensors are in which files of a folder, as the Hugging Face libraries do."""
+    placed = {tensor.name: path.name for path, tensors in files.items() for tensor in tensors}
+    size = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
+    index = {"metadata": {"total_size": size}, "weight_map": placed}
+    return f"{json.dumps(index, indent=2)}\n".encode()
+
+
+def check_free(paths: Iterable[Path], *, force: bool) -> None:
+    """Raise ConflictError if something is at one of these paths, with `force` only for a folder."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            raise ConflictError(f"{path} is a folder", hint="choose another name")
+        if not force and os.path.lexists(path):
+            raise ConflictError(f"{path} is there already", hint="overwrite it with --force")
 
 
 def check_others(folder: Path, files: Collection[Path]) -> None:

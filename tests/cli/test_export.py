@@ -177,8 +177,10 @@ def test_paths_that_are_not_there(files: str, mstore: Any) -> None:
     model = mstore("export", "default:mian", "-o", "x.npz")
     assert model.error == "unknown revision 'mian'"
     assert mstore("export", "default:mian:steps.npy", "-o", "x").code == 2
-    assert (
-        mstore("export", "main:config.json", "-o", "x.npz").error
-        == "there are no tensors to export"
-    )
+    for more in ((), ("--tensor", "w")):
+        opaque = mstore("export", "main:config.json", "-o", "x.npz", *more)
+        assert opaque.error == (
+            "there are no tensors in config.json, which is of no format known here, so it is opaque"
+        )
+        assert opaque.hint.startswith("for files as they are: mstore checkout ")
     assert not Path("x.npz").exists()

@@ -392,10 +392,58 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
     assert index["weight_map"] == {}
     with pytest.raises(ConflictError):
         snapshot.export(folder, shard_size=900)
-    snapshot.export(folder, shard_size=1, force=True)
-    assert len(os.listdir(folder)) == 3 + 5 + 1
     with pytest.raises(InvalidInputError):
         snapshot.export(folder, shard_size=0, force=True)
+
+
+def test_what_an_earlier_export_would_leave_in_a_folder(tmp_path: Path) -> None:
+    """It is not deleted, but loaders would take it for a part of the model."""
+    file = File()
+    for n in range(8):
+        file.array(f"layer.{n}", np.arange(100, dtype="f4"))
+    snapshot = version(file)
+    folder = tmp_path / "hub"
+    snapshot.export(f"{folder}/", shard_size=1)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ConflictError) as refused:
+        snapshot.export(folder, shard_size=900, force=True)
+    assert refused.value.message == (
+        f"{folder} has files of another model, which would be loaded, too:"
+        f" {', '.join(f'model-0000{n}-of-00008.safetensors' for n in range(1, 6))} and 3 more"
+    )
+    assert "remove these" in (refused.value.hint or "")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    snapshot.export(folder, shard_size=1, force=True)
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "model.safetensors").write_text("which many loaders prefer to an index")
+    with pytest.raises(ConflictError, match=r"loaded, too: model\.safetensors \("):
+        snapshot.export(folder, shard_size=900)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    snapshot.export(folder, shard_size=900)
+
+
+def test_the_index_is_replaced_when_all_that_it_names_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = File().array("a", np.arange(9.0)).array("b", np.arange(9.0))
+    steps: list[str] = []
+    files = type(export_op.FILES)
+    rename, fsync_dir = files.rename, files.fsync_dir
+
+    def renamed(self: Any, path: Path, to: Path) -> None:
+        steps.append(to.name)
+        rename(self, path, to)
+
+    def synced(self: Any, path: Path) -> None:
+        steps.append(f"sync {path.name}")
+        fsync_dir(self, path)
+
+    monkeypatch.setattr(files, "rename", renamed)
+    monkeypatch.setattr(files, "fsync_dir", synced)
+    version(file).export(f"{tmp_path}/hub/", shard_size=1)
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    assert steps[-5:] == [*shards, "sync hub", "model.safetensors.index.json", "sync hub"]
 
 
 def test_nothing_is_overwritten_unless_forced(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mstore.formats import detect
 from mstore.ids import Id
 from mstore.ops.commit import Description
 from mstore.ops.without_tensors import no_tensors
+from mstore.repository import Repository
 from mstore.storage.local import LocalStorage
 from mstore.worktree import Worktree
 
@@ -45,6 +46,20 @@ def test_why_a_file_was_not_understood(tmp_path: Path) -> None:
     assert version.error("w.pkl.gz").message == (
         "there are no tensors in w.pkl.gz: opaque bytes: it is a compressed joblib file"
     )
+
+
+def test_exporting_them(tmp_path: Path) -> None:
+    version = Version(tmp_path, {"bad.gguf": GGUF, "notes.txt": b"text"})
+    snapshot = Repository(version.db)["main"]
+    for export in (
+        lambda: snapshot.files["bad.gguf"].export(tmp_path / "x.npz"),
+        lambda: snapshot.export(tmp_path / "x.npz", files=iter(["bad.gguf"]), tensors="w"),
+        lambda: snapshot.export(tmp_path / "x.npz"),
+    ):
+        with pytest.raises(InvalidInputError, match=r"in bad\.gguf: looks like gguf but "):
+            export()
+    with pytest.raises(InvalidInputError, match=r"in notes\.txt, which is of no format"):
+        snapshot.export(tmp_path / "x.npz", files="notes.txt")
 
 
 def test_files_of_other_kinds(tmp_path: Path) -> None:
