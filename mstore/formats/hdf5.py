@@ -181,6 +181,8 @@ def _why_opaque(dataset: Dataset, dtype: DType) -> str:
         return "compressed"
     if dataset.layout == "compact":
         return "inside their headers"
+    if dataset.layout == "virtual":
+        return "put together from others"
     if dataset.layout not in ("contiguous", "chunked"):
         return "in layouts unknown"
     return "" if len(dataset.fill) == dtype.itemsize else "with fill values unknown"

@@ -30,7 +30,8 @@ class Dataset:
     """One dataset under one path.
 
     `address` is that of its header: the same for all paths of one dataset. `layout` is
-    "contiguous", "chunked", "compact", "filtered" (chunks that are compressed) or "unknown".
+    "contiguous", "chunked", "compact", "filtered" (chunks that are compressed), "virtual" (parts of
+    other datasets of the file) or "unknown".
     `offset` is where the data of a contiguous one lies, None if it was never written. `tile` and
     `offsets` are as in `mstore.layout.Tiled`. `fill` is empty where it is not known.
     """
@@ -56,7 +57,7 @@ class Hazard:
     """What sends the reader of a file elsewhere.
 
     `kind` is "link" (to another file), "strange link", "external" (data in other files), "virtual"
-    (data in other datasets) or "filter" (data that only a plug-in can read).
+    (data in datasets of other files) or "filter" (data that only a plug-in can read).
     """
 
     kind: str

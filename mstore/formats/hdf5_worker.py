@@ -39,7 +39,8 @@ OWN_FILTERS = {DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF}  # co
 # 121.0-B). Scale-offset keeps nothing of a chunk of equal values; nbit depends on the type.
 BOUNDS = {DEFLATE: 1032, SHUFFLE: 1, FLETCHER32: 1, SZIP: 8192, LZF: 88}
 
-LAYOUTS = {h5d.COMPACT: "compact", h5d.CONTIGUOUS: "contiguous", h5d.CHUNKED: "chunked"}
+LAYOUTS = {h5d.COMPACT: "compact", h5d.CONTIGUOUS: "contiguous"}
+LAYOUTS |= {h5d.CHUNKED: "chunked", h5d.VIRTUAL: "virtual"}
 FLOATS = {
     (1, (7, 2, 5, 0, 2), 15): "f8_e5m2",
     (1, (7, 3, 4, 0, 3), 7): "f8_e4m3",
@@ -143,7 +144,7 @@ class Lister:
     def _dataset(self, dataset: Any, address: int, path: str) -> None:
         settings = dataset.get_create_plist()
         kind = settings.get_layout()
-        if kind == h5d.VIRTUAL:
+        if kind == h5d.VIRTUAL and not stays_inside(settings):
             self._report.add(hazard="virtual", path=path)
             return
         if settings.get_external_count():
@@ -268,6 +269,12 @@ def least_bytes(length: int, filters: list[int], size: int) -> float:
 def shown(path: str) -> str:
     """A path as part of a message."""
     return ascii(path[:100])
+
+
+def stays_inside(settings: Any) -> bool:
+    """Whether a virtual dataset is put together from datasets of its own file alone."""
+    parts = range(settings.get_virtual_count())
+    return all(settings.get_virtual_filename(part) == "." for part in parts)
 
 
 def element(dataset: Any) -> str | None:

@@ -89,6 +89,26 @@ class TestOtherFiles:
             examine(data)
         assert [found.danger for found in findings(data)] == ["dangerous"]
 
+    @pytest.mark.parametrize("stranger", [False, True])
+    def test_virtual_dataset_of_its_own_file(self, stranger):
+        def make(file):
+            parts = h5py.VirtualLayout((2, 4), "f8")
+            for row, name in enumerate("ab"):
+                file[name] = np.arange(4.0)
+                where = "other.h5" if stranger and row else "."
+                parts[row] = h5py.VirtualSource(where, name, (4,))
+            file.create_virtual_dataset("v", parts)
+
+        data = write(make, "latest")
+        if stranger:
+            with pytest.raises(UnsafeInputError, match="puts a dataset together from other files"):
+                examine(data)
+        else:
+            layout, note = examine(data)
+            assert note == "opaque bytes for 1 of 3 datasets: 1 put together from others"
+            assert [one.tensor.name for one in layout.segments if one.tensor] == ["a", "b"]
+            assert findings(data) == []
+
     def test_hazards_are_sorted_and_all_told(self):
         def make(file):
             for name in "cab":
