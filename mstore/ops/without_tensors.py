@@ -45,7 +45,7 @@ def _whys(db: Database, commit: Id, paths: Collection[str]) -> dict[str, str]:
             why = error.message
         else:
             if layout.views or any(segment.tensor for segment in layout.segments):
-                why = "it was committed before mstore knew such files; commit a copy of it"
+                why = "it was committed before mstore knew such files; see: mstore commit --rehash"
         if why:
             found[path] = why
     return found

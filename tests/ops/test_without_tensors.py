@@ -93,7 +93,7 @@ def test_files_that_are_understood_by_now(tmp_path: Path, monkeypatch: pytest.Mo
         version = Version(tmp_path, {})
     assert version.error("w.npy").message == (
         "there are no tensors in w.npy: it was committed before mstore knew such files; "
-        "commit a copy of it"
+        "see: mstore commit --rehash"
     )
     (tmp_path / "copy.npy").write_bytes((tmp_path / "w.npy").read_bytes())
     again = version.tree.commit(Description("Ada", "again")).id
