@@ -25,7 +25,7 @@ from mstore.tensorfields import view_to_map
 ReadRuns = Callable[[NDArray[np.int64], int], tuple[int, NDArray[np.uint8]]]
 """Gives runs of bytes; see `FileBytes.read_runs`."""
 
-_WINDOW = 16 << 20
+_WINDOW = 8 << 20
 """Bytes of a file that are looked at at once."""
 
 _GAP = 64 << 10
@@ -39,7 +39,7 @@ class ViewReader:
     """Reads the elements of a view of the file that `content` has; of use to one thread at a time.
 
     What is read raises CorruptDataError when a chunk is damaged, FormatError when the file itself
-    holds something else than it says. Memory: what is asked for, and some 20 MiB. Parts of recoded
+    holds something else than it says. Memory: what is asked for, and some 10 MiB. Parts of recoded
     tensors should be asked for in the order in which they lie, or all before them is decoded again.
     """
 

@@ -34,7 +34,7 @@ _READ_BYTES = 1 << 20
 _WRITE_BYTES = 4 << 10
 """Bytes that are about as cheap to write to a file as fewer of them."""
 
-_PIECE = 4 << 20
+_PIECE = 2 << 20
 """Bytes brought into another order at once."""
 
 _ROWS, _COLUMNS = 256, 64
@@ -109,7 +109,7 @@ def parts(one: Lying, order: Sweep | None = None, room: int = BOX_BYTES) -> Iter
     Boxes of the default take `room` bytes at most; a tensor that lies in another order is read
     once for each of them. Raises CorruptDataError; FormatError
     where a file holds something else than it says; and InvalidInputError for packed elements in
-    column-major order. Memory: that of a box, and some 20 MiB; more where chunks are as large.
+    column-major order. Memory: that of a box, and some 10 MiB; more where chunks are as large.
     """
     view = _view(one)
     reader = ViewReader(view, one.content)

@@ -25,7 +25,7 @@ _ROOM = 64 << 20
 _HOLD = 32 << 20
 """Bytes of one side that all threads together have of what small tensors share."""
 
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
 """Elements compared at a time; a multiple of 8, so that packed types stay on whole bytes."""
 
 
@@ -58,11 +58,11 @@ def measure_values(
 
     None for a pair one of which cannot be read, since its file holds something else than it says.
     """
+    threads = threads or default_threads()
     lying = [(before.lying(one), after.lying(other)) for one, other in pairs]
-    groups = list(
-        neighbours([(one.reach, other.reach) for one, other in lying], _HOLD // default_threads())
-    )
-    threads = max(1, min(threads or default_threads(), len(groups)))
+    reaches = [(one.reach, other.reach) for one, other in lying]
+    groups = list(neighbours(reaches, _HOLD // threads))
+    threads = max(1, min(threads, len(groups)))
 
     def work(group: Group) -> list[Numbers | None]:
         contents = group.contents()
