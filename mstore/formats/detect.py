@@ -37,6 +37,7 @@ FORMATS: list[Format] = [
     LaterFormat("safetensors", "safetensors", "SafetensorsFormat", _begins(rb".{8}[ \t\n\r]*\{")),
     LaterFormat("npy", "npy", "NpyFormat", _begins(rb"\x93NUMPY")),
     LaterFormat("gguf", "gguf", "GgufFormat", _begins(rb"GGUF")),
+    LaterFormat("torch-export", "torch_export", "TorchExportFormat", _is_zip),
     LaterFormat("torch", "torch_zip", "TorchFormat", _is_zip),
     LaterFormat("torch", "torch_legacy", "TorchLegacyFormat", _is_old_torch),
     LaterFormat("keras", "keras", "KerasFormat", _is_zip),

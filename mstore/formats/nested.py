@@ -8,7 +8,7 @@ of a known format.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
@@ -21,6 +21,7 @@ from mstore.formats.base import (
     quote,
 )
 from mstore.formats.deflated import InflatedHead
+from mstore.formats.held import Held, inside, judge_all
 from mstore.formats.npy import Headers
 from mstore.formats.npz import SUFFIX, member_findings, read_member
 from mstore.formats.shifting import Contents, cover_all, shifted
@@ -43,16 +44,6 @@ _COSTS = {"hdf5": 20, "keras": 20}  # as many as that count those that take a pr
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A file in an archive, called `path` with those of the archives: its parser and its bytes."""
-
-    path: str
-    format: Format
-    window: WindowReader
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Array:
     """An npy file in an archive; `offset` is that of the archive."""
 
@@ -70,7 +61,7 @@ class _Compressed:
     format: Format
 
 
-_Entry = _Found | _Array | _Compressed
+_Entry = Held | _Array | _Compressed
 
 
 class ZipFormat(Format):
@@ -134,15 +125,7 @@ class ZipFormat(Format):
         """
         walk = self._walk(reader)
         headers = Headers()
-        found: list[Finding] = []
-        unjudged: FormatError | LimitExceededError | None = None
-        for one in walk.files():
-            try:
-                found += _findings(one, headers)
-            except (FormatError, LimitExceededError) as error:
-                unjudged = type(error)(f"in its member {quote(one.path)}, {error.message}")
-        if unjudged is not None and all(one.danger != "dangerous" for one in found):
-            raise unjudged
+        found = judge_all(walk.files(), lambda one: _findings(one, headers))
         if walk.left_out:
             what = f"has {walk.left_out} members that are too many or too deep to be looked into"
             found.append(Finding("unknown", what))
@@ -210,7 +193,7 @@ class _Walk:
                 if self._files < 0:
                     self.left_out += 1
                 else:
-                    yield _Found(path, known, window, offset)
+                    yield Held(path, known, window, offset)
                 return
 
     def _inner_archive(
@@ -253,16 +236,14 @@ class _Walk:
 
 def _describe(one: _Entry, headers: Headers) -> tuple[Contents, str | None]:
     """The tensors of a file, by their places in the outermost archive, and what to tell of it."""
+    if isinstance(one, Held):
+        return one.described()
     if isinstance(one, _Compressed):
         return Contents(), f"looks like {one.format.name} but is compressed"
     try:
-        if isinstance(one, _Found):
-            layout, note = one.format.examine(one.window)
-            return shifted(layout, one.offset, one.path), note and f"has {note}"
         found = read_member(one.archive, one.member, one.path, headers)
     except (FormatError, LimitExceededError, UnsafeInputError) as error:
-        kind = one.format.name if isinstance(one, _Found) else "npy"
-        return Contents(), f"looks like {kind} but {error.message}"
+        return Contents(), f"looks like npy but {error.message}"
     if isinstance(found, str):
         return Contents(), found or None
     # As a layout of its own it is moved like all others.
@@ -271,17 +252,12 @@ def _describe(one: _Entry, headers: Headers) -> tuple[Contents, str | None]:
 
 
 def _findings(one: _Entry, headers: Headers) -> list[Finding]:
-    """What loading a file would do, by its place in the archive. Raises as `Format.findings`."""
+    """What loading a file would do, by its place in the archive. Raises as `Held.findings`."""
+    if isinstance(one, Held):
+        return one.findings()
+    if isinstance(one, _Compressed):
+        return [Finding("unknown", f"looks like {one.format.name} but is compressed", one.path)]
     try:
-        if isinstance(one, _Compressed):
-            found = [Finding("unknown", f"looks like {one.format.name} but is compressed")]
-        elif isinstance(one, _Found):
-            found = one.format.findings(one.window)
-        else:
-            found = member_findings(one.archive, one.member, headers)
+        return inside(one.path, member_findings(one.archive, one.member, headers))
     except UnsafeInputError as error:
-        found = [Finding("dangerous", error.message)]
-    return [
-        replace(finding, where=f"{one.path}/{finding.where}" if finding.where else one.path)
-        for finding in found
-    ]
+        return [Finding("dangerous", error.message, one.path)]

@@ -28,11 +28,13 @@ _METADATA = {
 
 _STORAGES = ("torch", "torch.cuda", "torch.storage")
 _UNTYPED = ("UntypedStorage", "_UntypedStorage")
-_DTYPES = {dtype.numpy: dtype for dtype in BY_NAME.values() if not dtype.big_endian}
-_DTYPES["float4_e2m1fn_x2"] = BY_NAME["f4"]  # two in each byte
+DTYPES = {dtype.numpy: dtype for dtype in BY_NAME.values() if not dtype.big_endian}
+DTYPES["float4_e2m1fn_x2"] = BY_NAME["f4"]  # two in each byte
+"""Element types by the names that torch has for them, without `torch.`."""
+
 _QUANTISED = {"qint8": BY_NAME["i8"], "quint8": BY_NAME["u8"], "qint32": BY_NAME["i32"]}
 _STORAGE_TYPES = {
-    f"{name}Storage": (kind, _QUANTISED.get(kind, _DTYPES.get(kind)))
+    f"{name}Storage": (kind, _QUANTISED.get(kind, DTYPES.get(kind)))
     for name, kind in [
         *[("Double", "float64"), ("Float", "float32"), ("Half", "float16")],
         *[("Long", "int64"), ("Int", "int32"), ("Short", "int16"), ("Char", "int8")],
@@ -175,7 +177,7 @@ def read_tensor(
     dtype, kind = storage.dtype, storage.kind
     if function == "_rebuild_tensor_v3":  # the only one that says the type
         kind = str(arguments[6]) if len(arguments) > 6 else "no type"
-        dtype = _DTYPES.get(kind.removeprefix("torch."))
+        dtype = DTYPES.get(kind.removeprefix("torch."))
     at = _METADATA[function]
     metadata = arguments[at] if at is not None and len(arguments) > at else None
     exact = not (isinstance(metadata, Dict) and metadata.pairs)

@@ -279,9 +279,51 @@ def by_other_ways(folder: Path) -> Iterator[Case]:
         warnings.simplefilter("ignore")
         torch.jit.save(torch.jit.trace(nn.Linear(2, 1), torch.zeros(1, 2)), script)
     yield Case(script.name, "opaque", dict, told="holds TorchScript code")
+    yield from exported(folder)
     left = folder / "not_understood.pt"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantised = torch.quantize_per_tensor(torch.rand(4), 0.1, 0, torch.qint8)
         torch.save({"plain": tensor(2), "q": quantised, "h": tensor(4, dtype="complex32")}, left)
     yield Case(left.name, "torch", partial(load, left), told="'h' is of type 'torch.complex32'")
+
+
+def exported(folder: Path) -> Iterator[Case]:
+    """Archives of torch.export: weights of all kinds, sizes that are known later, and objects."""
+    base = tensor(6, 8)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    tied[2].weight = tied[0].weight
+    turned = nn.Linear(6, 3).bfloat16()
+    turned.weight = nn.Parameter(torch.randn(6, 3, dtype=torch.bfloat16).t())
+    turned.bias = nn.Parameter(torch.randn(9).bfloat16()[2:8:2])
+    some = torch.export.Dim("some", min=2, max=64)
+    programs = {
+        "exported": (model, torch.ones(2, 3, 4, 4), None),
+        "exported_tied": (tied, base[:, ::2], None),
+        "exported_views": (turned, torch.ones(4, 6).bfloat16(), {0: some}),
+    }
+    for name, (module, inputs, dynamic) in programs.items():
+        path = folder / f"{name}.pt2"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(
+                module.eval(), (inputs,), dynamic_shapes=dynamic and [dynamic]
+            )
+            torch.export.save(program, path)
+        yield Case(path.name, "torch-export", partial(load_exported, path))
+
+
+def load_exported(path: Path) -> Arrays:
+    """What torch loads of an archive of torch.export, by the names that its program has for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.load(path)
+    arguments, _ = program.example_inputs
+    inputs = {f"data/sample_inputs/model.pt/0.{n}": one for n, one in enumerate(arguments)}
+    everything = {**program.state_dict, **program.constants, **inputs}
+    return {
+        name: array
+        for name, one in everything.items()
+        for array in flat({name: one}, as_numpy).values()
+    }
