@@ -35,7 +35,10 @@ _HEAD = re.compile(rb"\x08[\x01-\x14].")
 _MAX_SNIFFED = 100_000  # fields looked at; a node may have very many inputs
 _MAX_TOLD = 20  # findings of one kind
 _MAX_FOLDERS = 8  # to where the data lies, its own folder among them
-_BY_LINK = "through a link, which onnx refuses; `cp -rL` makes a copy without links"
+_BY_LINK = (
+    "through a link, which may lead to any file, so onnx itself refuses it; "
+    "copy it without links (cp -rL), then `mstore commit --rehash`"
+)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # also the letter of a drive
 _MEMORY = "_ORT_MEM_ADDR_"  # ONNX Runtime takes the offset as an address in its own memory
 
@@ -108,14 +111,14 @@ class OnnxFormat(Format):
 
     def findings_beside(self, reader: ByteReader, beside: Beside) -> list[Finding]:
         """Links that the model takes data through."""
-        places: dict[str, str] = {}
+        paths: dict[str, None] = {}
         for one in _model(reader).tensors:
             if isinstance(one.place, External):
                 with suppress(UnsafeInputError):  # told already
-                    places.setdefault(_path(one.name, one.place), one.name)
-        linked = (path for path in places if beside.is_link(path))
+                    paths.setdefault(_path(one.name, one.place))
+        linked = (path for path in paths if beside.is_link(path))
         return [
-            Finding("dangerous", f"reads {quote(path)} {_BY_LINK}", places[path])
+            Finding("dangerous", f"reads {quote(path)} {_BY_LINK}")
             for path in islice(linked, _MAX_TOLD)
         ]
 

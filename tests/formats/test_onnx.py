@@ -440,14 +440,13 @@ def test_locations_outside_of_the_folder(outside, key):
 def test_links_are_refused_where_only_the_folder_tells():
     tensors = [external("./sub//w.bin", "a"), external("w.bin", "b"), external("sub/w.bin", "c")]
     data = model(tensors).SerializeToString()
-    for links, path, name in ((["sub/w.bin"], "sub/w.bin", "a"), (["w.bin"], "w.bin", "b")):
-        folder = Files({"m.onnx": data}, "m.onnx", links)
+    for path in ("sub/w.bin", "w.bin"):
+        folder = Files({"m.onnx": data}, "m.onnx", [path])
         (finding,) = OnnxFormat().findings_beside(BytesReader(data), folder)
         assert finding == Finding(
             "dangerous",
-            f"reads '{path}' through a link, which onnx refuses; "
-            "`cp -rL` makes a copy without links",
-            name,
+            f"reads '{path}' through a link, which may lead to any file, so onnx itself refuses "
+            "it; copy it without links (cp -rL), then `mstore commit --rehash`",
         )
         assert describe(BytesReader(data), folder) == (
             opaque(len(data)),
@@ -466,7 +465,9 @@ def test_links_are_told_beside_what_lies_outside():
     data = model([external("../w", "a"), external("link", "b")]).SerializeToString()
     folder = Files({"m.onnx": data}, "m.onnx", ["link", "../w"])
     hazards = find_hazards(BytesReader(data), folder)
-    assert [one.where for one in hazards.of("dangerous")] == ["a", "b"]
+    outside, link = hazards.of("dangerous")
+    assert (outside.what, outside.where) == ("reads '../w', outside of its folder", "a")
+    assert link.what.startswith("reads 'link' through a link")
     assert set(folder.asked) == {"link"}
     many = model([external(f"l{k}", f"{k}") for k in range(50)]).SerializeToString()
     folder = Files({}, "m.onnx", [f"l{k}" for k in range(50)])
@@ -501,8 +502,9 @@ def test_the_cache_of_hugging_face(tmp_path):
     for file in open_files(snapshot, files, warnings):
         file.source.close()
     assert warnings == [
-        "model.onnx: dangerous to load (reads 'weights' through a link, which onnx refuses; "
-        "`cp -rL` makes a copy without links); stored as it is, nothing here runs it; "
+        "model.onnx: dangerous to load (reads 'weights' through a link, which may lead to any "
+        "file, so onnx itself refuses it; copy it without links (cp -rL), then "
+        "`mstore commit --rehash`); stored as it is, nothing here runs it; "
         "`mstore scan` tells more"
     ]
     (scanned, _) = scan_directory(snapshot, files)
@@ -528,6 +530,25 @@ def test_the_cache_of_hugging_face(tmp_path):
     assert {name: file.format for name, file in again.files.items()} == {
         "model.onnx": "onnx", "weights": "onnx-data",
     }  # fmt: skip
+
+
+def test_a_copy_in_place_of_a_link(tmp_path):
+    """The model has no other bytes afterwards, so it takes the `--rehash` that is advised."""
+    inside = helper.make_tensor("v", TensorProto.FLOAT, [2], bytes(8), raw=True)
+    (tmp_path / "m.onnx").write_bytes(model([external("weights"), inside]).SerializeToString())
+    (tmp_path / "real").write_bytes(bytes(24))
+    (tmp_path / "weights").symlink_to("real")
+    tree = Worktree.create(tmp_path, Database.create(LocalStorage(tmp_path / ".mstore"), "Ada"))
+
+    def committed(**options):
+        recorded = tree.commit(Description("Ada", "files"), **options)
+        return recorded.created, tree.db.manifest(recorded.snapshot.files["m.onnx"].manifest).format
+
+    assert committed() == (True, "opaque")
+    (tmp_path / "weights").unlink()
+    (tmp_path / "weights").write_bytes(bytes(24))
+    assert committed() == (False, "opaque")
+    assert committed(rehash=True) == (True, "onnx")
 
 
 def test_what_a_link_leads_to_is_not_opened(tmp_path):
