@@ -11,6 +11,8 @@ from mstore.database import Database
 from mstore.errors import InvalidInputError
 from mstore.formats import detect
 from mstore.ids import Id
+from mstore.layout import Beside, ByteReader, Layout
+from mstore.ops import without_tensors
 from mstore.ops.commit import Description
 from mstore.ops.without_tensors import no_tensors
 from mstore.repository import Repository
@@ -77,11 +79,20 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
     assert version.error().message == "there are no tensors in any of 0 files"
 
 
-def test_the_largest_of_many_files(tmp_path: Path) -> None:
+def test_the_largest_of_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = {f"{number}.gguf": GGUF + bytes(number) for number in range(5)}
     version = Version(tmp_path, bad | {f"{number}.txt": b"x" for number in range(90)})
+    described: list[int] = []
+
+    def counted(reader: ByteReader, beside: Beside | None) -> tuple[Layout, str | None]:
+        described.append(reader.size)
+        return detect.describe(reader, beside)
+
+    monkeypatch.setattr(without_tensors, "describe", counted)
     message = version.error(*bad, *(f"{number}.txt" for number in range(90))).message
-    assert "; and 2 more" in message
+    assert described == [len(GGUF) + 4, len(GGUF) + 3, len(GGUF) + 2]  # enough to tell
+    assert message.endswith("; nor in 92 other files")
+    assert version.error("0.gguf", "1.txt").message.endswith("; nor in 1 other file")
     assert message.index("4.gguf: ") < message.index("3.gguf: ") < message.index("2.gguf: ")
     assert "1.gguf" not in message
 
@@ -92,8 +103,8 @@ def test_files_that_are_understood_by_now(tmp_path: Path, monkeypatch: pytest.Mo
         patch.setattr(detect, "FORMATS", [])
         version = Version(tmp_path, {})
     assert version.error("w.npy").message == (
-        "there are no tensors in w.npy: it was committed before mstore knew such files; "
-        "see: mstore commit --rehash"
+        "there are no tensors in w.npy: it was committed before mstore knew such files, "
+        "or through a link; see: mstore commit --rehash"
     )
     (tmp_path / "copy.npy").write_bytes((tmp_path / "w.npy").read_bytes())
     again = version.tree.commit(Description("Ada", "again")).id
