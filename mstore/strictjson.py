@@ -4,8 +4,12 @@ Duplicate keys matter because two programs may each believe a different one of t
 """
 
 import json
+from collections.abc import Callable
+from typing import TypeVar
 
 from mstore.errors import FormatError, LimitExceededError
+
+T = TypeVar("T")
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -28,11 +32,24 @@ def parse_json(text: str) -> object:
     Raises FormatError when it is not strict JSON, LimitExceededError when it is nested deeper
     than Python's own recursion limit allows. The caller bounds the length of `text`.
     """
+    # The annotation keeps the decoder's `Any` from spreading.
+    value: object = _checked(lambda: _DECODER.decode(text))
+    return value
+
+
+def parse_json_at(text: str, at: int) -> tuple[object, int]:
+    """The JSON value that starts at character `at` of `text`, and where it ends.
+
+    Raises as `parse_json` does, and FormatError where no value starts there.
+    """
+    found: tuple[object, int] = _checked(lambda: _DECODER.raw_decode(text, at))
+    return found
+
+
+def _checked(decode: Callable[[], T]) -> T:
     try:
-        # The annotation keeps the decoder's `Any` from spreading.
-        value: object = _DECODER.decode(text)
+        return decode()
     except RecursionError:
         raise LimitExceededError("its JSON is nested too deeply") from None
     except ValueError as error:  # JSONDecodeError, or an integer of more than 4300 digits
         raise FormatError(f"its JSON is malformed: {error}") from None
-    return value

@@ -38,12 +38,15 @@ from mstore.formats.shifting import Contents, cover_all
 from mstore.formats.torch_archive import folded, is_big_endian, place, window
 from mstore.formats.torch_export_archive import (
     COMPILED,
+    CONFIGURED,
+    GRAPHS,
     Archive,
     Loaded,
     find_folder,
     find_harm,
     open_archive,
 )
+from mstore.formats.torch_export_graph import graph_findings
 from mstore.formats.torch_legacy import TorchLegacyFormat
 from mstore.formats.torch_storages import arrange
 from mstore.formats.torch_tensors import Use
@@ -108,7 +111,7 @@ class TorchExportFormat(Format):
             return [Finding("dangerous", harm, folder)]
         archive = open_archive(reader, members, folder)
         held, left = _held(reader, archive.loaded)
-        found = [*_code(archive), *_objects(archive)]
+        found = [*_code(archive), *_objects(archive), *_graphs(reader, archive)]
         found += [Finding("unknown", f"unpickles what {why}", path) for path, why in left]
         try:
             return found + judge_all(held, Held.findings)
@@ -221,3 +224,13 @@ def _objects(archive: Archive) -> Iterator[Finding]:
         elif payload.reading == "unknown":
             what = f"has something unknown for its constant {quote(payload.name)}"
             yield Finding("unknown", what, payload.path)
+
+
+def _graphs(reader: ByteReader, archive: Archive) -> Iterator[Finding]:
+    """What reading the graphs and the configurations evaluates and looks up."""
+    for path, member in archive.members.items():
+        if path.startswith(GRAPHS) or path.endswith(CONFIGURED):
+            if member.method == zipdir.STORED:
+                yield from graph_findings(window(reader, member), member.name)
+            else:
+                yield Finding("unknown", "has a compressed graph, which nobody judges", member.name)

@@ -13,14 +13,12 @@ from mstore.formats.torch_archive import PICKLE, code, folded, read_small, twice
 from mstore.formats.torch_export_config import (
     CONSTANTS,
     MAX_CONFIG,
-    MAX_MARKS,
+    MAX_TENSORS,
     WEIGHTS,
     Payload,
     Reading,
-    count_marks,
     read_payloads,
 )
-from mstore.formats.torch_storages import MAX_TENSORS
 from mstore.layout import ByteReader
 
 COMPILED, GRAPHS = "data/aotinductor/", "models/"
@@ -29,6 +27,9 @@ COMPILED, GRAPHS = "data/aotinductor/", "models/"
 _MARK, _MARKED = "archive_format", b"pt2"
 _INPUTS = "data/sample_inputs/"
 _CONFIGS = {WEIGHTS: "_weights_config.json", CONSTANTS: "_constants_config.json"}
+CONFIGURED = tuple(_CONFIGS.values())
+"""What the paths of configurations end with."""
+
 _OF_2_8 = ".pt"  # behind a model's name: the file of torch.save with all that is its own
 _ALSO_TORCH = "is also a file of torch.save, whose pickle is run by loading it as one"
 
@@ -100,17 +101,14 @@ def as_written(member: zipdir.Member, path: str) -> str:
 
 def _payloads(reader: ByteReader, members: Mapping[str, zipdir.Member]) -> Iterator[Payload]:
     """The entries of all configurations."""
-    configs = [path for path in members if _model(path, members[path]) and path.endswith(".json")]
+    models = _models(members)
+    configs = [path for path in models if path.endswith(CONFIGURED)]
     if sum(members[path].size for path in configs) > MAX_CONFIG:
         raise LimitExceededError(f"its configurations have more than {MAX_CONFIG} bytes")
-    models = _models(members)
-    marks = count = 0
+    count = 0
     for path in configs:
         folder = WEIGHTS if path.startswith(WEIGHTS) else CONSTANTS
         raw = read_small(reader, members[path], MAX_CONFIG)
-        marks += count_marks(raw)
-        if marks > MAX_MARKS:
-            raise LimitExceededError(f"its configurations have more than {MAX_MARKS} members")
         for payload in read_payloads(raw, folder, models[path]):
             count += 1
             if count > MAX_TENSORS:
@@ -118,13 +116,13 @@ def _payloads(reader: ByteReader, members: Mapping[str, zipdir.Member]) -> Itera
             yield payload
 
 
-def _model(path: str, member: zipdir.Member) -> str:
-    """The model of which a member has, or describes, the weights or constants; else empty."""
+def _model(path: str, member: zipdir.Member) -> str | None:
+    """The model of which a member has, or describes, the weights or constants; None if of none."""
     for folder, end in _CONFIGS.items():
         for suffix in (end, _OF_2_8):
             if path.startswith(folder) and path.endswith(suffix):
                 return as_written(member, path)[len(folder) : -len(suffix)]
-    return ""
+    return None
 
 
 def _models(members: Mapping[str, zipdir.Member]) -> dict[str, str]:
@@ -132,7 +130,9 @@ def _models(members: Mapping[str, zipdir.Member]) -> dict[str, str]:
 
     That is the name of the model, where there are several.
     """
-    found = {path: model for path, one in members.items() if (model := _model(path, one))}
+    found = {
+        path: model for path, one in members.items() if (model := _model(path, one)) is not None
+    }
     several = len(set(found.values())) > 1
     for folder, end in _CONFIGS.items():
         for path in found:

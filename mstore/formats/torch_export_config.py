@@ -12,6 +12,7 @@ torch/_export/serde/schema.py of PyTorch 2.13, and how torch/export/pt2_archive/
 them.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -19,21 +20,29 @@ from typing import Literal
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, quote
 from mstore.formats.torch_tensors import DTYPES, Storage, Use
-from mstore.strictjson import parse_json
+from mstore.strictjson import parse_json_at
 
 WEIGHTS, CONSTANTS = "data/weights/", "data/constants/"
 """The folders of weights and constants, in that of the archive."""
 
-MAX_CONFIG = 32 << 20
+MAX_CONFIG = 64 << 20
 """Most bytes of all configurations of an archive; 300 for each tensor are usual."""
 
-MAX_MARKS = 700_000
-"""Most members and items in them, of which a tensor of two axes has 23."""
+MAX_TENSORS = 80_000
+"""Most weights and constants of an archive."""
+
+MAX_ENTRY = 64 << 10
+"""Most bytes of what is said of one tensor."""
 
 Reading = Literal["bytes", "torch.load", "C++", "pickle", "unknown"]
 """How PyTorch reads what an entry names: as a storage, as a file of `torch.save` or a pickle, or as
 an object of a class in C++."""
 
+_USUAL_ENTRY = 2048
+_START = re.compile(rb'\s*\{\s*"config"\s*:\s*\{\s*')
+_COLON = re.compile(r"[ \t\n\r]*:[ \t\n\r]*")
+_SEPARATOR = re.compile(rb"\s*(,|\})\s*")
+_END = re.compile(rb"\s*\}\s*")
 _NAMES = (
     *("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"),
     *("complex32", "complex64", "complex128", "bool", "bfloat16", "uint16", "float8_e4m3fn"),
@@ -59,26 +68,55 @@ class Payload:
     why: str = ""
 
 
-def count_marks(raw: bytes) -> int:
-    """About how many members and items a configuration has."""
-    return sum(map(raw.count, (b",", b"[", b"{")))
-
-
 def read_payloads(raw: bytes, folder: str, model: str) -> Iterator[Payload]:
     """The entries of a configuration; `folder` is that of the members it names.
 
+    They are parsed one by one, so that a large configuration takes no more memory than a small one.
     Names get the `model` before them, if that is not empty. Raises FormatError for what PyTorch
     would not write, LimitExceededError for a tensor of too many dimensions.
     """
-    try:
-        config = parse_json(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise FormatError("its configuration is not UTF-8") from None
-    entries = config.get("config") if isinstance(config, dict) else None
-    if not isinstance(entries, dict):
+    if (match := _START.match(raw)) is None:
         raise FormatError("its configuration has no weights or constants")
-    for name, entry in entries.items():
+    at, names = match.end(), set[str]()
+    more = not raw.startswith(b"}", at)
+    at += not more
+    while more:
+        name, entry, at = _read_entry(raw, at)
+        if name in names:
+            raise FormatError("its JSON has a duplicate key")
+        names.add(name)
         yield _payload(f"{model}/{name}" if model else name, entry, folder)
+        if (separator := _SEPARATOR.match(raw, at)) is None:
+            raise FormatError("its JSON is malformed")
+        at, more = separator.end(), separator[1] == b","
+    if _END.fullmatch(raw, at) is None:
+        raise FormatError("its configuration has more than weights or constants")
+
+
+def _read_entry(raw: bytes, at: int) -> tuple[str, object, int]:
+    """The name and the value of the entry at byte `at`, and where it ends."""
+    try:
+        return _parse_entry(raw[at : at + _USUAL_ENTRY], at)
+    except FormatError:  # it may be a long one
+        try:
+            return _parse_entry(raw[at : at + MAX_ENTRY], at)
+        except FormatError:
+            if len(raw) - at <= MAX_ENTRY:
+                raise
+            raise LimitExceededError(f"it has no entry in {MAX_ENTRY} bytes") from None
+
+
+def _parse_entry(part: bytes, at: int) -> tuple[str, object, int]:
+    # The last character may be cut in the middle; it belongs to a later entry, or is missed then.
+    text = part.decode("utf-8", "surrogateescape")
+    name, end = parse_json_at(text, 0)
+    if not isinstance(name, str) or (colon := _COLON.match(text, end)) is None:
+        raise FormatError("its JSON is malformed")
+    entry, end = parse_json_at(text, colon.end())
+    try:
+        return name, entry, at + len(text[:end].encode("utf-8"))
+    except UnicodeEncodeError:
+        raise FormatError("its configuration is not UTF-8") from None
 
 
 def _payload(name: str, entry: object, folder: str) -> Payload:

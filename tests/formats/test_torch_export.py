@@ -1,5 +1,6 @@
 """Archives of torch.export: those that torch writes, and hostile ones made by hand."""
 
+import collections
 import io
 import json
 import pickle
@@ -16,7 +17,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
-from mstore.formats import torch_export, torch_export_archive, torch_export_config
+from mstore.formats import (
+    torch_export,
+    torch_export_archive,
+    torch_export_config,
+    torch_export_graph,
+)
 from mstore.formats.base import HEAD_SIZE, BytesReader, Finding
 from mstore.formats.detect import describe
 from mstore.formats.hazards import find_hazards
@@ -208,6 +214,18 @@ def test_what_is_one_and_what_is_seen_of_another():
     assert shown(archive({"w": entry()}, byteorder=b"big"))[0] == {"w": (">f32", (2, 3), "C")}
 
 
+def test_names():
+    for name in ("größe", "重み", "\U0001f600", "a.b.0", 'say "w"', ""):
+        text = json.dumps({"config": {name: entry()}}, ensure_ascii=False).encode()
+        for config in (text, configured({name: entry()}), b" " + text.replace(b": ", b"\n:\t")):
+            assert list(shown(archive(**{CONFIG: config}))[0]) == [name]
+    lone = shown(archive({"\ud800": entry()}))[0]
+    assert list(lone) == ["\\ud800"]
+    many = {f"重み.{number}": entry() for number in range(300)}
+    text = json.dumps({"config": many}, ensure_ascii=False).encode()
+    assert list(shown(archive(**{CONFIG: text}))[0]) == list(many)
+
+
 def test_types():
     names = {1: "u8", 2: "i8", 4: "i32", 5: "i64", 6: "f16", 8: "f64", 10: "c64", 12: "bool"}
     for code, name in {**names, 13: "bf16", 28: "u16", 33: "f8_e8m0", 35: "u64"}.items():
@@ -337,6 +355,137 @@ def test_other_archives_are_not_of_this_format():
             TorchExportFormat().examine(reader)
 
 
+class Dynamic(nn.Module):
+    """A graph with sizes of all kinds: divided, rounded, of unknown numbers of rows."""
+
+    def forward(self, x):
+        rows = x[x[:, 0] > 0]
+        wide = nn.functional.interpolate(x[None], scale_factor=1.5)[0]
+        size = max(x.shape[0], 7) + x.shape[0] ** 0.5 + x.shape[0] / 3
+        chosen = torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x * 2, (x,))
+        values = collections.defaultdict(list)
+        values["rows"] = rows.sum() + wide.sum() + size
+        values["chosen"] = chosen
+        return values
+
+
+def test_a_graph_of_all_kinds_is_no_danger():
+    sizes = {"x": {0: torch.export.Dim.AUTO}}
+    data = saved(torch.export.export(Dynamic(), (torch.ones(8, 3),), dynamic_shapes=sizes))
+    for word in (b"expr_str", b"default_factory_module", b"ToFloat", b"FloatPow", b"_operator"):
+        assert word in data
+    assert find_hazards(BytesReader(data)).verdict == "ok"
+
+
+def graph_of(text):
+    """What is said of a graph of this text."""
+    reader = BytesReader(archive(**{"models/model.json": text.encode()}))
+    return [(one.danger, one.what) for one in find_hazards(reader).findings]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "s0",
+        "2*s0 + 1",
+        "Max(1, s0//2)",
+        "Symbol('s0', positive=True, integer=True)",
+        "Mul(Float('1.5e-3', precision=53), ToFloat(Symbol('s0')))",
+        "s0 >= 2",
+        "1.0e-5*s0",
+    ],
+)
+def test_expressions_that_are_sizes(expression):
+    assert graph_of(json.dumps({"expr_str": expression})) == []
+
+
+@pytest.mark.parametrize(
+    ("expression", "danger"),
+    [
+        ("__import__('os').system('touch x')", "dangerous"),
+        ("Max('__import__(1)')", "dangerous"),
+        ("Symbol('__a')", "dangerous"),
+        ("().__class__", "dangerous"),
+        ("Symbol('s').name", "dangerous"),
+        ("s0.name", "dangerous"),
+        ("[s0]", "dangerous"),
+        ("lambda: s0", "dangerous"),
+        ('eval("1")', "dangerous"),
+        ("exec(s0)", "dangerous"),
+        ("getattr(s0, 'name')", "dangerous"),
+        ("preview(s0)", "unknown"),
+        ("(Max)(s0)", "unknown"),
+        ("a" * 5000, "dangerous"),
+    ],
+)
+def test_expressions_that_are_more(expression, danger):
+    assert [one for one, _ in graph_of(json.dumps({"expr_str": expression}))] == [danger]
+    reader = BytesReader(archive({"w": entry(shape=({"as_expr": {"expr_str": expression}}, 3))}))
+    assert find_hazards(reader).findings[0].danger == danger
+
+
+@pytest.mark.parametrize(
+    ("target", "danger"),
+    [
+        ("torch.ops.aten.__and__.Tensor", None),
+        ("torch.ops.higher_order.cond", None),
+        ("torch.sym_max", None),
+        ("_operator.add", None),
+        ("math.ceil", None),
+        ("encoder.weight", None),
+        ("torch.os.system", "dangerous"),
+        ("torch.nn.modules.sys.exit", "dangerous"),
+        ("torch.ops.load_library", "dangerous"),
+        ("torch.load", "dangerous"),
+        ("torch.hub.load", "dangerous"),
+        ("_operator.methodcaller", "dangerous"),
+        ("torch.ops.aten.__init__.__globals__", "dangerous"),
+        ("torch.my.own", "unknown"),
+    ],
+)
+def test_what_nodes_call(target, danger):
+    found = graph_of(json.dumps({"target": target, "inputs": []}))
+    assert [one for one, _ in found] == ([danger] if danger else [])
+
+
+def test_what_hides_in_a_graph():
+    hidden = json.dumps({"expr_str": "os.x"}).replace("expr_str", "\\u0065xpr_str")
+    assert [one for one, _ in graph_of(hidden)] == ["dangerous"]
+    for harmless in (
+        '{"name": "expr_str"}',
+        '["target"]',
+        '{"trace": "a\\\\u0041"}',
+        '{"\\u00e9": 1}',
+    ):
+        assert graph_of(harmless) == []
+    for apart in ('"expr_str"%s: "1"', '"expr_str":%s "1"'):
+        assert [one for one, _ in graph_of("{" + apart % (" " * 99) + "}")] == ["dangerous"]
+    factory = {"default_factory_module": "os", "default_factory_name": "system"}
+    spec = json.dumps({"in_spec": json.dumps({"context": json.dumps(factory)})})
+    assert [one for one, _ in graph_of(spec)] == ["dangerous"]
+    enum = json.dumps({"__enum__": True, "fqn": "my.code:Color", "name": "RED"})
+    assert graph_of(json.dumps({"in_spec": enum})) == [("unknown", "imports 'my.code.Color'")]
+
+
+def test_a_long_graph_is_searched_everywhere(monkeypatch):
+    monkeypatch.setattr(torch_export_graph, "_WINDOW", 5000)
+    monkeypatch.setattr(torch_export_graph, "_OVERLAP", 400)
+    monkeypatch.setattr(torch_export_graph, "_REACH", 200)
+    bad = json.dumps({"expr_str": "__import__('os')"}).encode()
+    for before in (0, 4700, 4800, 4980, 4990, 5000, 5190, 5200, 5300, 5399, 5400, 12_345):
+        raw = b" " * before + bad + b" " * 7000
+        found = list(torch_export_graph.graph_findings(BytesReader(raw), "g"))
+        assert [one.danger for one in found] == ["dangerous"], before
+    monkeypatch.setattr(torch_export_graph, "MAX_GRAPH", 100)
+    (found,) = torch_export_graph.graph_findings(BytesReader(bytes(101)), "g")
+    assert (found.danger, "too large" in found.what) == ("unknown", True)
+
+
+def test_a_model_without_a_name_is_read_too():
+    data = archive({"w": entry(use_pickle=True)}, model="", **{"data/weights/weight_0": b"x"})
+    assert find_hazards(BytesReader(data)).unsafe
+
+
 CONFIG = "data/weights/model_weights_config.json"
 TWICE = b'{"config": {"w": ' + json.dumps(entry()).encode() + b', "w": {}}}'
 
@@ -357,6 +506,15 @@ HOSTILE = {
     "duplicate key": archive(**{CONFIG: TWICE}),
     "NaN": archive(**{CONFIG: b'{"config": NaN}'}),
     "list": archive(**{CONFIG: b"[]"}),
+    "no entry after a comma": archive(**{CONFIG: configured({"w": entry()})[:-2] + b", }}"}),
+    "no comma": archive(**{CONFIG: configured({"w": entry()})[:-2] + b' "x": 1}}'}),
+    "no colon": archive(**{CONFIG: b'{"config": {"w" {}}}'}),
+    "more behind": archive(**{CONFIG: configured({"w": entry()}) + b"{}"}),
+    "more beside": archive(**{CONFIG: configured({"w": entry()})[:-1] + b', "x": 1}'}),
+    "cut": archive(**{CONFIG: configured({"w": entry()})[:-1]}),
+    "bad text in a name": archive(
+        **{CONFIG: configured({"NAME": entry()}).replace(b"NAME", b"\xc3")}
+    ),
     "no config": archive(**{CONFIG: b"{}"}),
     "config is a list": archive(**{CONFIG: b'{"config": []}'}),
     "entry is a number": archive({"w": 1}),
@@ -423,17 +581,17 @@ def test_hostile(name):
 
 
 def test_limits(monkeypatch):
-    data = archive({"w": entry(), "x": entry()})
+    data = archive({"w": {**entry(), "more": "x" * 3000}, "x": entry()})
+    assert list(shown(data)[0]) == ["w", "x"]
     for module, limit, value in (
         (torch_export_archive, "MAX_CONFIG", 10),
-        (torch_export_archive, "MAX_MARKS", 10),
+        (torch_export_config, "MAX_ENTRY", 100),
         (torch_export_archive, "MAX_TENSORS", 1),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, limit, value)
             with pytest.raises(LimitExceededError):
                 TorchExportFormat().layout(BytesReader(data))
-    assert torch_export_config.MAX_MARKS >= 23 * 30_000
     many = {f"data/weights/weight_{number}": torch_file(torch.ones(1)) for number in range(1, 4)}
     data = archive({"w": entry()}, **many)
     monkeypatch.setattr(torch_export, "MAX_FILES", 2)
