@@ -12,6 +12,8 @@ a tensor here, called `params.Embed_0.embedding.chunks.0`, as the pieces of the 
 Source: flax/serialization.py of the flax project.
 """
 
+import re
+
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import MAX_DIMS, BytesReader, Format, check_shape, quote
@@ -41,6 +43,14 @@ _IN_BYTES = frozenset(
 )
 """Types of one element per byte that have no `DType`, or one that takes less than a byte."""
 
+_TYPE = re.compile(
+    r"bool|(u?int|b?float|complex)[0-9]+(_e[0-9]+m[0-9]+[a-z0-9]*)?"
+    r"|(str|bytes|void)[0-9]*|(datetime|timedelta)64(\[\w+\])?"
+)
+"""How the types of numpy and jax are called that flax writes, those that are not known here, too.
+
+Other programs have extensions of the same codes, of three things, too."""
+
 
 class FlaxFormat(Format):
     """A map of arrays and other maps, in msgpack."""
@@ -50,7 +60,8 @@ class FlaxFormat(Format):
     def sniff(self, head: bytes, reader: ByteReader) -> bool:
         """A map whose first key is text, with an array of flax before anything that is malformed.
 
-        Of the array it is enough how it begins. Or maps in maps and nothing else, more than may be.
+        Of the array it is enough how it begins, up to the length of its data. Or maps in maps and
+        nothing else, more than may be.
         """
         try:
             cursor = Cursor(BytesReader(head))
@@ -85,21 +96,30 @@ class FlaxFormat(Format):
 
 
 def _begins_as_array(cursor: Cursor) -> bool:
-    """Whether an extension holds three things, the first a shape and the second the name of a type.
+    """Whether an extension holds a shape, the name of a type, and bytes for whole elements of it.
 
-    Raises FormatError when it breaks off, LimitExceededError when the name is too long.
+    Raises FormatError when it breaks off before the bytes, LimitExceededError for too many axes.
     """
     if cursor.head() != (Kind.ARRAY, 3):
         return False
     kind, count = cursor.head()
     if kind is not Kind.ARRAY:
         return False
-    if any(cursor.head()[0] is not Kind.NUMBER for _ in range(min(count, MAX_DIMS))):
+    if any(cursor.head()[0] is not Kind.NUMBER for _ in range(count)):
         return False
-    if count > MAX_DIMS:
-        return True
     kind, length = cursor.head()
-    return kind in (Kind.TEXT, Kind.BYTES) and cursor.text(length).isprintable()
+    if kind not in (Kind.TEXT, Kind.BYTES) or length > _MAX_TYPE:
+        return False
+    type_name = cursor.text(length)
+    if _TYPE.fullmatch(type_name) is None:
+        return False
+    try:
+        kind, length = cursor.head()
+    except FormatError:
+        return True
+    dtype = _DTYPES.get(type_name)
+    whole = dtype is None or length % dtype.itemsize == 0
+    return kind in (Kind.TEXT, Kind.BYTES) and whole
 
 
 def _is_endless(cursor: Cursor) -> bool:

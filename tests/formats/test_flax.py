@@ -216,7 +216,7 @@ def test_too_much(monkeypatch):
 
 DAMAGED = (
     "shape negative", "shape negative twice", "shape 2^60", "shape overflows", "shape smaller",
-    "data a list", "two maps", "more behind", "fewer keys", "2^32 keys", "2^32 items",
+    "two maps", "more behind", "fewer keys", "2^32 keys", "2^32 items",
     "2^32 bytes", "reserved byte", "key not UTF-8", "more in the extension",
     "less in the extension",
 )  # fmt: skip
@@ -262,6 +262,13 @@ def test_sniff():
         packed({"a": msgpack.ExtType(1, packed([["x"], "uint8", b"abc"]))}),
         packed({"a": msgpack.ExtType(1, packed([[3], 8, b"abc"]))}),
         packed({"a": msgpack.ExtType(1, packed([[3], "a\nb", b"abc"]))}),
+        packed({"a": msgpack.ExtType(1, packed([[3], "uint8", None]))}),
+        packed({"a": msgpack.ExtType(1, packed([[3], "uint8", ["x"]]))}),
+        packed({"a": msgpack.ExtType(1, packed([[1], "uint32", b"abc"]))}),
+        packed({"a": msgpack.ExtType(1, packed([[1] * 100, "text", b""]))}),
+        packed({"place": msgpack.ExtType(1, packed([[], "x", "y"]))}),
+        packed({"day": msgpack.ExtType(3, packed([[2020, 1, 1], "UTC", None]))}),
+        packed({"day": msgpack.ExtType(3, packed([[2020, 1, 1], "Z", b""]))}),
         b"\x81\xa1a" * 511 + b"\xc0",
         b"\x81\xa1a" * 511 + b"\xc1",
         b"\x81\xa1a" + b"\x91" * 5000,
@@ -271,6 +278,24 @@ def test_sniff():
         *(pickle.dumps({"a": 1, "b": [ONE.data]}, protocol) for protocol in range(6)),
     ):
         assert not sniffed(data)
+
+
+def test_sniffs_every_type_that_flax_writes():
+    types = "?", "f2", "u8", "c16", "g", "M8", "M8[25s]", "m8[ns]", "S3", "S0", "U2", "V5", "i4,f8"
+    arrays = [np.zeros(2, of) for of in (*types, *flax_module._DTYPES)]
+    assert len(arrays) > 30
+    for one in arrays:
+        assert sniffed(packed({"a": array(one)})), one.dtype.name
+    for name in flax_module._IN_BYTES:
+        assert sniffed(packed({"a": array(np.zeros(2, "u1"), dtype=name)})), name
+
+
+def test_sniffs_an_array_that_breaks_off():
+    data = packed({"a": array(np.zeros(300))})
+    assert describe(BytesReader(data))[0].format == "flax"
+    behind = data.index(b"float64") + len(b"float64")
+    for end in (behind, behind + 1, behind + 2, behind + 3, len(data) - 1):
+        assert describe(BytesReader(data[:end]))[1].startswith("looks like flax but the file ends")
 
 
 SMALL = packed({"params": {"a": ONE, "b": array(np.zeros((2, 2)))}, "n": [1, "x", 2.5]})
