@@ -4,10 +4,11 @@
     payload  0 varint · 1 eight bytes · 2 a length (varint), then as many bytes · 5 four bytes
 
 A message says nothing of itself: which fields it has, and whether bytes are text, numbers or
-another message, is up to the format. Nothing here reads the bytes of a long field; it is stepped
-over. Lengths are checked against the message around them, whatever its size: the libraries stop at
-2 GiB, but describing more than that harms nobody. Groups (wire types 3 and 4), which no format here
-has, are refused. Source: the page "Encoding" of the Protocol Buffers documentation.
+another message, is up to the format. A long field is stepped over, and its bytes are not read
+unless a format asks for it. Lengths are checked against the message around them, whatever its size:
+the libraries stop at 2 GiB, but describing more than that harms nobody. Groups (wire types 3 and
+4), which no format here has, are refused. Source: the page "Encoding" of the Protocol Buffers
+documentation.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ MAX_DEPTH = 100
 
 _WINDOW = 8192  # bytes read at once: a hundred small fields, and little beside a tensor
 _MESSAGE = 4  # fields that take as long to read as a message takes apart from its fields
+_STRETCH = 1 << 16  # bytes of a long field read at once
+_CHARGE = 1 << 10  # bytes of it that count as a field
 _LONGEST_HEAD = 20  # bytes: two varints
 _ENDLESS = 1 << 80
 _MAX_NUMBER = (1 << 29) - 1
@@ -126,6 +129,22 @@ class Wire:
             return self.read(field, most, what).decode("utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"{what} is not UTF-8") from None
+
+    def consists_of(self, field: Field, values: bytes) -> bool:
+        """Whether every byte of the payload is one of `values`, of a field of any length.
+
+        Reads no further than to the first other one; each KiB counts as a field. Raises FormatError
+        where the file ends before, LimitExceededError when that is too many fields.
+        """
+        for start in range(field.start, field.end, _STRETCH):
+            length = min(_STRETCH, field.end - start)
+            self._count(-(-length // _CHARGE))
+            data = self._reader.read(start, length)
+            if len(data) != length:
+                raise FormatError(_ENDS_EARLY)
+            if data.translate(None, values):
+                return False
+        return True
 
     def integers(self, field: Field, most: int, what: str) -> list[int]:
         """A part of a repeated `int64`: one number, or a packed run of at most `most`.

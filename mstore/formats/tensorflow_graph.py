@@ -9,9 +9,10 @@
 
 When a model is frozen, its variables become such constants. A constant is called as its node, after
 the name of the function that the node is in, if any. Packed numbers of floats are the same bytes as
-`tensor_content`, and so are those of booleans, which are varints of one byte. Those of integers are
-varints of any length, and the last number may stand for all that follow: such a constant stays
-opaque. So does one of a single number, of which a graph has very many.
+`tensor_content`. Those of booleans are varints, which every library writes as the bytes 0 and 1;
+they are read to see that. Those of integers are varints of any length, and the last number may
+stand for all that follow: such a constant stays opaque. So does one of a single number, of which a
+graph has very many.
 Source: `graph.proto`, `node_def.proto`, `tensor.proto` and `tensor_shape.proto` of TensorFlow.
 """
 
@@ -31,9 +32,10 @@ MAX_TEXT = 1 << 16
 _CONSTANT = "Const"
 _VALUE = "value"
 _CONTENT = 4
+_BOOLEANS = 11
 _STRINGS = 8
 # The field whose numbers are the bytes of the tensor, by its type.
-_PACKED = {1: 5, 2: 6, 8: 9, 10: 11, 18: 12} | dict.fromkeys(range(24, 29), 18)
+_PACKED = {1: 5, 2: 6, 8: 9, 10: _BOOLEANS, 18: 12} | dict.fromkeys(range(24, 29), 18)
 _NUMBERS = {*range(5, 19)} - {_STRINGS}
 
 
@@ -105,7 +107,7 @@ def read_constant(wire: Wire, node: Node) -> Constant | None:
     count = prod(found.shape) if min(found.shape, default=0) >= 0 else -1
     if found.type in NO_NUMBERS or count in (0, 1):
         return None
-    return _constant(node.name, found)
+    return _constant(wire, node.name, found)
 
 
 def _value(wire: Wire, attribute: Field) -> Iterator[Field]:
@@ -160,8 +162,11 @@ def _read_shape(wire: Wire, message: Field) -> list[int]:
     return shape
 
 
-def _constant(name: str, found: _Fields) -> Constant:
-    """The tensor, if its data is all there as bytes of the file."""
+def _constant(wire: Wire, name: str, found: _Fields) -> Constant:
+    """The tensor, if its data is all there as bytes of the file.
+
+    What `tensor_content` holds is the tensor, also booleans of other bytes, as in all formats.
+    """
     known = TYPES.get(found.type)
     data = found.data.get(_CONTENT) or found.data.get(_PACKED.get(found.type, _CONTENT))
     if known is None:
@@ -174,6 +179,8 @@ def _constant(name: str, found: _Fields) -> Constant:
         why = "has its numbers apart from each other"
     elif data.size != check_shape(known[0], found.shape, quote(name)):
         why = "has not as many numbers as its shape says"
+    elif data.number == _BOOLEANS and not wire.consists_of(data, b"\0\1"):
+        why = "has booleans that are not 0 or 1"
     else:
         tensor = Tensor(name, known[0], tuple(found.shape), kind=known[1])
         return Constant(name, data.start, data.size, tensor)

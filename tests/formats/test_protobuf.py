@@ -171,6 +171,25 @@ def test_text_and_bytes():
         wire.read(number, 10, "a name")
 
 
+def test_which_bytes_a_long_field_has():
+    size = 200_000
+    for at in (0, 1, 65_535, 65_536, 131_072, size - 1):
+        data = bytearray(field(1, b"\3" * size) + b"\7")
+        wire = Wire(BytesReader(data), max_fields=1000)
+        (one,) = wire.fields(0, len(data) - 1)
+        assert wire.consists_of(one, b"\1\3")
+        data[one.start + at] = 2
+        assert not wire.consists_of(one, b"\1\3")
+    for _ in range(3):
+        assert wire.consists_of(one, b"\2\3")
+    with pytest.raises(LimitExceededError):  # each time it counts for 196 fields
+        wire.consists_of(one, b"\2\3")
+    cut = Wire(BytesReader(data[:-2]), max_fields=1000)
+    with pytest.raises(FormatError, match="ends inside a field"):
+        cut.consists_of(one, b"\2\3")
+    assert cut.consists_of(one._replace(size=0), b"")
+
+
 def test_integers():
     minus = 2**64 - 3
     data = field(1, minus) + field(1, coded(1) + coded(minus) + coded(300)) + field(1, b"\x80")

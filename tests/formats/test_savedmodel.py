@@ -147,7 +147,7 @@ FLOATS = bytes(range(200)) * 6
 )
 def test_numbers_that_are_bytes(kind, number, dtype, size):
     """Of every such field; in the graph, and in a function."""
-    raw = bytes(range(6 * size))
+    raw = b"\1\0\0\1\1\0" if number == 11 else bytes(range(6 * size))
     data = saved(
         constant(b"n", kind, (2, 3), field(number, raw)),
         functions=[function(b"f", constant(b"n", kind, (6,), field(number, raw)))],
@@ -174,6 +174,8 @@ def test_numbers_that_are_bytes(kind, number, dtype, size):
         (constant(b"n", 1, (BIG,), field(5, FLOATS[:600]), field(5, FLOATS[600:])), "has its numbers apart from each other"),
         (constant(b"n", 1, (BIG,), *(b"\x2dabcd",) * BIG), "has its numbers apart from each other"),
         (constant(b"n", 77, (BIG,), field(4, FLOATS)), "is of type 77"),
+        (constant(b"n", 10, (1200,), field(11, b"\x80\1" * 600)), "has booleans that are not 0 or 1"),
+        (constant(b"n", 10, (70_000,), field(11, b"\1" * 69_999 + b"\2")), "has booleans that are not 0 or 1"),
     ],
 )  # fmt: skip
 def test_constants_that_stay_opaque(constant, why):
@@ -198,6 +200,21 @@ def test_constants_that_stay_opaque(constant, why):
 )
 def test_constants_of_which_nothing_is_told(constant):
     assert tensors(saved(node(b"a", b"Add"), constant)) == ({}, None)
+
+
+def test_many_booleans(monkeypatch):
+    """As long as they may be, but they are only read so far."""
+    mask = bytes(150_000) + b"\1" * 50_000
+    data = saved(constant(b"n", 10, (200, 1000), field(11, mask)))
+    assert tensors(data)[0]["n"][1] == mask
+    monkeypatch.setattr(savedmodel, "MAX_FIELDS", 150)
+    with pytest.raises(LimitExceededError, match="more than 150 fields"):
+        tensors(data)
+
+
+def test_booleans_as_bytes_are_as_they_are():
+    data = saved(constant(b"n", 10, (3,), field(4, b"\0\1\2")))
+    assert tensors(data)[0]["n"][1] == b"\0\1\2"
 
 
 def test_unknown_rank():
