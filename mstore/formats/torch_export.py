@@ -27,10 +27,11 @@ Versions before 2.8 wrote zip archives with files of `torch.save` in them, which
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from mstore.errors import FormatError, LimitExceededError, UnsafeInputError
 from mstore.formats import zipdir
-from mstore.formats.base import HEAD_SIZE, Finding, Format, quote
+from mstore.formats.base import HEAD_SIZE, Finding, Format, WindowReader, quote
 from mstore.formats.held import Held, judge_all
 from mstore.formats.notes import note_on
 from mstore.formats.pickles import PickleFormat
@@ -53,7 +54,7 @@ from mstore.formats.torch_tensors import Use
 from mstore.formats.torch_zip import TorchFormat
 from mstore.layout import ByteReader, Layout
 
-MAX_FILES = 2000
+MAX_FILES = 8000
 """Most members that are looked into as files of `torch.save` or pickles."""
 
 _FIRST = re.compile(rb"[^/]+/(data/(weights|constants|sample_inputs|aotinductor)/|archive_format)")
@@ -110,15 +111,40 @@ class TorchExportFormat(Format):
         if harm := find_harm(members, folder := _folder(reader, members)):
             return [Finding("dangerous", harm, folder)]
         archive = open_archive(reader, members, folder)
+        found = [*_code(archive), *_objects(archive)]
         held, left = _held(reader, archive.loaded)
-        found = [*_code(archive), *_objects(archive), *_graphs(reader, archive)]
-        found += [Finding("unknown", f"unpickles what {why}", path) for path, why in left]
+        parts = [*held, *_graphs(reader, archive), *(_Unjudged(path, why) for path, why in left)]
         try:
-            return found + judge_all(held, Held.findings)
+            return found + judge_all(parts, _findings)
         except (FormatError, LimitExceededError):
             if all(one.danger != "dangerous" for one in found):
                 raise
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """A graph or a configuration, which is the member at `path`."""
+
+    path: str
+    window: WindowReader
+
+
+@dataclass(frozen=True, slots=True)
+class _Unjudged:
+    """A member that PyTorch unpickles, or reads as a graph, and `why` nobody knows what it does."""
+
+    path: str
+    why: str
+
+
+def _findings(part: Held | _Graph | _Unjudged) -> list[Finding]:
+    """What loading a member would do; raises FormatError, LimitExceededError if nobody knows."""
+    if isinstance(part, Held):
+        return part.findings()
+    if isinstance(part, _Graph):
+        return graph_findings(part.window, part.path)
+    raise FormatError(f"nobody knows what loading it does: it {part.why}")
 
 
 def _folder(reader: ByteReader, members: Iterable[zipdir.Member]) -> str:
@@ -226,11 +252,11 @@ def _objects(archive: Archive) -> Iterator[Finding]:
             yield Finding("unknown", what, payload.path)
 
 
-def _graphs(reader: ByteReader, archive: Archive) -> Iterator[Finding]:
-    """What reading the graphs and the configurations evaluates and looks up."""
+def _graphs(reader: ByteReader, archive: Archive) -> Iterator[_Graph | _Unjudged]:
+    """The graphs and the configurations."""
     for path, member in archive.members.items():
         if path.startswith(GRAPHS) or path.endswith(CONFIGURED):
             if member.method == zipdir.STORED:
-                yield from graph_findings(window(reader, member), member.name)
+                yield _Graph(member.name, window(reader, member))
             else:
-                yield Finding("unknown", "has a compressed graph, which nobody judges", member.name)
+                yield _Unjudged(member.name, "is compressed")

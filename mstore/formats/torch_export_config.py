@@ -25,7 +25,7 @@ from mstore.strictjson import parse_json_at
 WEIGHTS, CONSTANTS = "data/weights/", "data/constants/"
 """The folders of weights and constants, in that of the archive."""
 
-MAX_CONFIG = 64 << 20
+MAX_CONFIG = 24 << 20
 """Most bytes of all configurations of an archive; 300 for each tensor are usual."""
 
 MAX_TENSORS = 80_000

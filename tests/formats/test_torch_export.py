@@ -264,8 +264,10 @@ def test_compressed_members():
     data = archive(weights, compressed=["data/sample_inputs/model.pt"], **inputs)
     path = "data/sample_inputs/model.pt"
     assert shown(data)[1] == f"1 of its members are not understood: '{path}' is compressed"
-    assert Finding("unknown", "unpickles what is compressed", path) in (
-        find_hazards(BytesReader(data)).findings
+    hazards = find_hazards(BytesReader(data))
+    assert (hazards.verdict, hazards.judged) == ("malformed", False)
+    assert hazards.problem == (
+        f"in its member '{path}', nobody knows what loading it does: it is compressed"
     )
     assert shown(archive(weights, compressed=["archive_format"]))[1] is None
     with pytest.raises(FormatError, match="is compressed"):
@@ -416,6 +418,7 @@ def test_expressions_that_are_sizes(expression):
         ("preview(s0)", "unknown"),
         ("(Max)(s0)", "unknown"),
         ("a" * 5000, "dangerous"),
+        ("s0\n", "dangerous"),
     ],
 )
 def test_expressions_that_are_more(expression, danger):
@@ -452,6 +455,9 @@ def test_what_hides_in_a_graph():
     hidden = json.dumps({"expr_str": "os.x"}).replace("expr_str", "\\u0065xpr_str")
     assert [one for one, _ in graph_of(hidden)] == ["dangerous"]
     for harmless in (
+        '{"target": "gr\\u00f6.torch"}',
+        '{"target": {"name": "x"}}',
+        '{"expr_str": null}',
         '{"name": "expr_str"}',
         '["target"]',
         '{"trace": "a\\\\u0041"}',
@@ -476,9 +482,20 @@ def test_a_long_graph_is_searched_everywhere(monkeypatch):
         raw = b" " * before + bad + b" " * 7000
         found = list(torch_export_graph.graph_findings(BytesReader(raw), "g"))
         assert [one.danger for one in found] == ["dangerous"], before
-    monkeypatch.setattr(torch_export_graph, "MAX_GRAPH", 100)
-    (found,) = torch_export_graph.graph_findings(BytesReader(bytes(101)), "g")
-    assert (found.danger, "too large" in found.what) == ("unknown", True)
+    many = b",".join(b'"expr_str": "f(%d)"' % number for number in range(100))
+    found = torch_export_graph.graph_findings
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_export_graph, "MAX_TOLD", 5)
+        assert len(found(BytesReader(many + bad), "g")) == 6
+    for limit in ("MAX_KEYS", "MAX_VALUES", "MAX_GRAPH"):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch_export_graph, limit, 10)
+            data = archive(**{"models/model.json": many + bad})
+            assert find_hazards(BytesReader(data)).unsafe
+            with pytest.raises(LimitExceededError):
+                found(BytesReader(many + bad), "g")
+            if limit != "MAX_GRAPH":
+                assert "dangerous" in {one.danger for one in found(BytesReader(bad + many), "g")}
 
 
 def test_a_model_without_a_name_is_read_too():
@@ -600,7 +617,7 @@ def test_limits(monkeypatch):
     assert note == (
         "1 of its members are not understood: 'data/weights/weight_3' comes after 2 others"
     )
-    assert find_hazards(BytesReader(data)).verdict == "unknown"
+    assert find_hazards(BytesReader(data)).unsafe
 
 
 def test_cut_short(net_file):
