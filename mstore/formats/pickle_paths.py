@@ -63,7 +63,10 @@ class _Step:
         if not isinstance(self.value, Call):
             self.written_out += written_out
         if self.written_out > MAX_WRITTEN_OUT:
-            raise LimitExceededError(f"written out it would be more than {MAX_WRITTEN_OUT} lists")
+            raise LimitExceededError(
+                "its lists hold each other so often that it would be more than "
+                f"2^{MAX_WRITTEN_OUT.bit_length() - 1} values if it were written out"
+            )
 
 
 @dataclass(slots=True)
