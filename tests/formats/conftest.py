@@ -1,13 +1,15 @@
 """What the tests of several formats begin with: the arrays that a layout describes."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mstore.formats.base import BytesReader
+from mstore.formats.detect import describe
 from mstore.layout import Layout, Recoded, Strided, Tiled, View, grid
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.recoding import decode
@@ -16,6 +18,7 @@ from mstore.recoding import decode
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "torch_files")]
 
 ReadTensors = Callable[[bytes, Layout], dict[str, np.ndarray]]
+Described = Callable[..., tuple[Layout, dict[str, np.ndarray]]]
 
 
 @pytest.fixture
@@ -35,6 +38,22 @@ def read_tensors() -> ReadTensors:
         }
 
     return read
+
+
+@pytest.fixture
+def described(read_tensors: ReadTensors) -> Described:
+    """Fails unless a file has tensors of these names and this note; gives its layout and them."""
+
+    def described(
+        data: bytes, names: Collection[str], note: str | None = None
+    ) -> tuple[Layout, dict[str, np.ndarray]]:
+        layout, said = describe(BytesReader(data))
+        assert said == note
+        found = read_tensors(data, layout)
+        assert found.keys() == set(names)
+        return layout, found
+
+    return described
 
 
 def elements(data: bytes, view: View) -> bytes:

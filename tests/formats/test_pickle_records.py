@@ -32,14 +32,11 @@ def records(dtype, *shape):
 
 
 @pytest.fixture
-def check(read_tensors):
+def check(described):
     """Fails unless the arrays of a file are these; gives its layout."""
 
     def check(data, expected, note=None):
-        layout, said = describe(BytesReader(data))
-        assert said == note
-        found = read_tensors(data, layout)
-        assert found.keys() == expected.keys()
+        layout, found = described(data, expected, note)
         for name, array in expected.items():
             assert (name, found[name].dtype, found[name].shape) == (name, array.dtype, array.shape)
             assert found[name].tobytes() == array.tobytes()

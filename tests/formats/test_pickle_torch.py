@@ -28,14 +28,11 @@ def bits(tensor):
 
 
 @pytest.fixture
-def check(read_tensors):
+def check(described):
     """Fails unless the tensors of a pickle are these; gives its layout."""
 
     def check(data, expected, note=None):
-        layout, said = describe(BytesReader(data))
-        assert said == note
-        found = read_tensors(data, layout)
-        assert found.keys() == expected.keys()
+        layout, found = described(data, expected, note)
         for name, tensor in expected.items():
             assert found[name].shape == tuple(tensor.shape)
             assert np.ascontiguousarray(found[name]).tobytes() == bits(torch.as_tensor(tensor))
