@@ -269,6 +269,9 @@ def test_compressed_members():
     assert hazards.problem == (
         f"in its member '{path}', nobody knows what loading it does: it is compressed"
     )
+    data = archive(weights, compressed=["models/model.json"])
+    assert shown(data)[1] is None
+    assert not find_hazards(BytesReader(data)).judged
     assert shown(archive(weights, compressed=["archive_format"]))[1] is None
     with pytest.raises(FormatError, match="is compressed"):
         TorchExportFormat().layout(BytesReader(archive(weights, compressed=[CONFIG])))
@@ -300,6 +303,7 @@ HARM = pickle.dumps(Harm(), 2)
         ({}, {}, {"code/__torch__.py": b"op"}),
         ({}, {}, {"constants.pkl": b")."}),
         ({}, {}, {"Archive_Format": b"pt2"}),
+        ({}, {}, {"archive_format": None, "ARCHIVE_Format": b"pt2", "data.pkl": HARM}),
         ({}, {}, {"data/weights/WEIGHT_0": SIX}),
     ],
 )
@@ -504,7 +508,8 @@ def test_a_model_without_a_name_is_read_too():
 
 
 CONFIG = "data/weights/model_weights_config.json"
-TWICE = b'{"config": {"w": ' + json.dumps(entry()).encode() + b', "w": {}}}'
+ENTRY = json.dumps(entry()).encode()
+TWICE = b'{"config": {"w": ' + ENTRY + b', "w": ' + ENTRY + b"}}"
 
 
 def spoilt(**changes):
