@@ -16,9 +16,9 @@ without the leading slash. Its data is
 
 A dataset with two paths (hard links) is described under both, but a group with two paths only under
 the one that comes first. Soft links are not followed. Not described at all are files that send
-their reader elsewhere (external links and storage, virtual datasets, filters that are plug-ins),
-and those in which a group holds itself, a soft link never ends, or a compressed chunk claims more
-than it can hold.
+their reader elsewhere (external links and storage, filters that are plug-ins, virtual datasets made
+of anything but plain datasets of the file), and those in which a group holds itself, a soft link
+never ends, or a compressed chunk claims more than it can hold.
 Source: HDF5 File Format Specification 3.0, and the reference manual of the HDF5 library.
 """
 
@@ -56,6 +56,7 @@ _HAZARDS: dict[str, tuple[Danger, str]] = {
     "strange link": ("unknown", "follows a link of a kind that only a plug-in knows"),
     "external": ("dangerous", "reads data of a dataset from other files"),
     "virtual": ("dangerous", "puts a dataset together from other files"),
+    "nested": ("dangerous", "follows virtual datasets that may go in a circle"),
     "filter": ("unknown", "needs a plug-in to read a dataset"),
 }
 

@@ -57,7 +57,8 @@ class Hazard:
     """What sends the reader of a file elsewhere.
 
     `kind` is "link" (to another file), "strange link", "external" (data in other files), "virtual"
-    (data in datasets of other files) or "filter" (data that only a plug-in can read).
+    (data in datasets of other files), "nested" (data in what is no plain dataset of the file) or
+    "filter" (data that only a plug-in can read).
     """
 
     kind: str

@@ -1,16 +1,20 @@
 """What lists an HDF5 file, with the HDF5 library, in a process of its own; see `hdf5_zygote.py`.
 
 The library was not made for files that nobody trusts, so that process has nothing to lose. It reads
-no data of any dataset, and follows no link but hard ones. It imports nothing of mstore.
+no data of any dataset, and follows no link but hard ones. It imports nothing of mstore but the few
+files beside it that are made for it.
 """
 
 import sys
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from h5py import h5, h5a, h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s, h5t
+
+from .hdf5_chunks import OWN_FILTERS, check_chunks
+from .hdf5_links import SoftLinks
+from .hdf5_refusal import TooMuch, shown
 
 if TYPE_CHECKING:
     from mstore.formats.hdf5_zygote import File, Report
@@ -19,25 +23,10 @@ TILES = 1000  # in one line
 MAX_DEPTH = 200
 MAX_LINKS = 1_000_000
 MAX_CHARACTERS = 64 << 20  # of the paths of all links, and of where soft links lead, together
+MAX_SOURCES = 100_000  # of virtual datasets, each name counted once
 MAX_PATHS = 1 << 24  # by which all objects together can be reached
-MAX_SOFT_LINKS = 100  # one through another; the library gives up after 16
 MAX_TEXT = 16 << 20  # bytes of an attribute
 CACHE = 2 << 20  # bytes that the library keeps of headers, trees and heaps, as it counts them
-
-# A compressed chunk is refused if it would become larger than MAX_INFLATED, and more than
-# MAX_RATIO times larger than it is. Chunks of zeros, as of an optimizer that made no step yet, have
-# such a ratio, but h5py chooses chunks of at most 1 MiB, and those chosen by hand rarely exceed
-# what fits into a cache. Whoever reads one element has to inflate the whole chunk.
-MAX_INFLATED = 64 << 20
-MAX_RATIO = 200
-
-DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF = 1, 2, 3, 4, 5, 6, 32000
-OWN_FILTERS = {DEFLATE, SHUFFLE, FLETCHER32, SZIP, NBIT, SCALEOFFSET, LZF}  # come with h5py
-# How many times larger data may become when a filter is undone. Deflate has at least 2 bits for 258
-# bytes (zlib's technical details); an LZF reference of 3 bytes stands for 264; the code of szip
-# that stands for most, a run of 64 blocks of 32 samples of 4 bytes, is longer than a byte (CCSDS
-# 121.0-B). Scale-offset keeps nothing of a chunk of equal values; nbit depends on the type.
-BOUNDS = {DEFLATE: 1032, SHUFFLE: 1, FLETCHER32: 1, SZIP: 8192, LZF: 88}
 
 LAYOUTS = {h5d.COMPACT: "compact", h5d.CONTIGUOUS: "contiguous"}
 LAYOUTS |= {h5d.CHUNKED: "chunked", h5d.VIRTUAL: "virtual"}
@@ -53,10 +42,6 @@ COMPLEX = {"f32": "c64", "f64": "c128", ">f32": ">c64", ">f64": ">c128"}
 BYTE_ORDERS = {h5t.ORDER_LE: "", h5t.ORDER_BE: ">"}
 
 
-class TooMuch(Exception):  # noqa: N818
-    """The file has more of something than is reasonable."""
-
-
 class Lister:
     """Goes through all groups of a file, into each once, and reports each dataset and hazard."""
 
@@ -65,12 +50,15 @@ class Lister:
         self._paths: dict[int, int | None] = {}  # by addresses of groups; None while inside
         self._datasets: set[int] = set()  # addresses, as in `_paths`
         self._soft = SoftLinks()
+        self._root: Any = None
+        self._plain: dict[str, bool] = {}  # by names of sources of virtual datasets
         self._links = 0
         self._characters = 0
         self._error: Exception | None = None
 
     def root(self, group: Any) -> None:
         """Report the whole file."""
+        self._root = group
         for name in (b"model_config", b"training_config"):
             if (config := read_text(group, name)) is not None:
                 self._report.add(config=config, path=name.decode())
@@ -109,6 +97,8 @@ class Lister:
 
     def _link(self, group: Any, name: bytes, info: Any, path: str, depth: int) -> int:
         """Report what a link leads to, and return how many paths lead through it."""
+        if b"/" in name or name in (b"", b"."):
+            raise ValueError(f"a link cannot be called {shown(path)}")  # it is not found by that
         self._links += 1
         self._characters += len(path) + (info.u if info.type == h5l.TYPE_SOFT else 0)
         if self._links > MAX_LINKS or self._characters > MAX_CHARACTERS:
@@ -144,8 +134,8 @@ class Lister:
     def _dataset(self, dataset: Any, address: int, path: str) -> None:
         settings = dataset.get_create_plist()
         kind = settings.get_layout()
-        if kind == h5d.VIRTUAL and not stays_inside(settings):
-            self._report.add(hazard="virtual", path=path)
+        if kind == h5d.VIRTUAL and (hazard := self._hazard_of_parts(settings)):
+            self._report.add(hazard=hazard, path=path)
             return
         if settings.get_external_count():
             self._report.add(hazard="external", path=path)
@@ -176,6 +166,26 @@ class Lister:
         elif filters:
             check_chunks(dataset, settings.get_chunk(), filters, path)
 
+    def _hazard_of_parts(self, settings: Any) -> str | None:
+        """What is wrong with the sources of a virtual dataset; None if all are plain datasets.
+
+        A source may be the dataset itself, or a virtual one that leads back to it. The library does
+        not notice, and goes round until the memory for its calls is used up.
+        """
+        parts = range(settings.get_virtual_count())
+        if any(settings.get_virtual_filename(part) != "." for part in parts):
+            return "virtual"
+        for part in parts:
+            name = settings.get_virtual_dsetname(part)
+            if name not in self._plain:
+                self._characters += len(name)
+                if len(self._plain) == MAX_SOURCES or self._characters > MAX_CHARACTERS:
+                    raise TooMuch(f"its virtual datasets have more than {MAX_SOURCES} sources")
+                self._plain[name] = is_plain(self._root, name)
+            if not self._plain[name]:
+                return "nested"
+        return None
+
     def _tiles(self, dataset: Any) -> None:
         """Report where the chunks of the dataset just reported lie."""
 
@@ -191,90 +201,23 @@ class Lister:
         self._report.add(tiles=found)
 
 
-class SoftLinks:
-    """Where the soft links of a file lead, told from their text alone."""
+def is_plain(root: Any, source: str) -> bool:
+    """Whether the library, asked for a source, comes to a dataset that is not virtual itself.
 
-    def __init__(self) -> None:
-        self.groups: set[str] = set()  # paths of all groups; that of the root is empty
-        self._targets: dict[str, str] = {}
-        self._ends: dict[str, str | None] = {}
-
-    def add(self, path: str, target: str) -> None:
-        """Note a soft link."""
-        self._targets[path] = target
-
-    def check(self) -> None:
-        """Raise TooMuch if there are links that lead to each other in a circle."""
-        for path in self._targets:
-            self._end(path, 0)
-
-    def _end(self, path: str, depth: int) -> str | None:
-        """The group to which a link leads, or None if it leads to none."""
-        if depth > MAX_SOFT_LINKS:
-            raise TooMuch(f"its soft link {shown(path)} never ends")
-        if path not in self._ends:
-            self._ends[path] = self._follow(path, depth)
-        return self._ends[path]
-
-    def _follow(self, path: str, depth: int) -> str | None:
-        target = self._targets[path]
-        at = "" if target.startswith("/") else path.rpartition("/")[0]
-        for name in target.split("/"):
-            if name in ("", "."):
-                continue
-            inner = f"{at}/{name}" if at else name
-            end = self._end(inner, depth + 1) if inner in self._targets else inner
-            if end is None or end not in self.groups:
-                return None
-            at = end
-        return at
-
-
-def check_chunks(dataset: Any, shape: tuple[int, ...], filters: list[int], path: str) -> None:
-    """Raise TooMuch if a compressed chunk claims more than can be, or should be, in its bytes.
-
-    Only the index of the chunks is read; none of them is.
+    It must come there by hard links alone: where a soft link leads depends on more than one name.
+    Names start at the root, with or without a slash; `%b` in one would stand for many.
     """
-    try:
-        size = dataset.get_type().get_size()
-    except TypeError:  # a class of types that h5py does not know
-        return
-    length = prod(shape) * size
-    least: dict[int, float] = {}  # bytes that a chunk needs, by the filters that were left out
-    wrong: list[int] = []
-
-    def visit(chunk: Any) -> bool | None:
-        if chunk.filter_mask not in least:
-            used = [f for bit, f in enumerate(filters) if not chunk.filter_mask >> bit & 1]
-            least[chunk.filter_mask] = least_bytes(length, used, size)
-        if chunk.size >= least[chunk.filter_mask]:
-            return None
-        wrong.append(chunk.size)
-        return True  # makes it stop
-
-    dataset.chunk_iter(visit)
-    if wrong:
-        raise TooMuch(f"a chunk of {shown(path)} claims {length} bytes in {wrong[0]} compressed")
-
-
-def least_bytes(length: int, filters: list[int], size: int) -> float:
-    """The bytes that a chunk of `length` bytes, of elements of `size`, needs at least."""
-    if SCALEOFFSET in filters:
-        least = 0.0
-    else:
-        least = length / prod(8 * size if f == NBIT else BOUNDS[f] for f in filters)
-    return max(least, length / MAX_RATIO) if length > MAX_INFLATED else least
-
-
-def shown(path: str) -> str:
-    """A path as part of a message."""
-    return ascii(path[:100])
-
-
-def stays_inside(settings: Any) -> bool:
-    """Whether a virtual dataset is put together from datasets of its own file alone."""
-    parts = range(settings.get_virtual_count())
-    return all(settings.get_virtual_filename(part) == "." for part in parts)
+    found = root
+    for name in source.encode("utf-8", "surrogateescape").split(b"/"):
+        if name in (b"", b"."):
+            continue
+        if not isinstance(found, h5g.GroupID) or not found.links.exists(name):
+            return False
+        if found.links.get_info(name).type != h5l.TYPE_HARD:
+            return False
+        found = h5o.open(found, name)
+    is_dataset = isinstance(found, h5d.DatasetID) and "%" not in source
+    return is_dataset and found.get_create_plist().get_layout() != h5d.VIRTUAL
 
 
 def element(dataset: Any) -> str | None:
@@ -383,6 +326,9 @@ def rehearse(report: "Report") -> None:
         file.create_dataset("filled", (2,), "c8", fillvalue=1j)
         file["bool"], file["text"] = True, "text"
         file["soft"] = h5py.SoftLink("/group")
+        parts = h5py.VirtualLayout((4,), int)
+        parts[:] = h5py.VirtualSource(".", "group/chunked", (4,))
+        file.create_virtual_dataset("virtual", parts)
         Lister(report).root(file["/"].id)
 
 

@@ -18,7 +18,7 @@ are. Nothing of mstore is imported.
 
 import contextlib
 import gc
-import importlib.util
+import importlib
 import json
 import os
 import resource
@@ -194,14 +194,16 @@ def answer(worker: ModuleType, control: socket.socket) -> None:
         child = start(worker, links[0]) if links else 0
 
 
-def loaded(path: str) -> ModuleType:
-    """The program of the worker."""
-    spec = importlib.util.spec_from_file_location("worker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def loaded(program: str) -> ModuleType:
+    """The program of the worker, which finds the files beside it as parts of one package.
+
+    Their folder must not be where all modules are looked for: it has names that others have, too.
+    """
+    folder, name = os.path.split(program)
+    package = ModuleType("beside")
+    package.__path__ = [folder]
+    sys.modules["beside"] = package
+    return importlib.import_module(f"beside.{name.removesuffix('.py')}")
 
 
 def main() -> NoReturn:

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -181,9 +182,10 @@ def test_what_reading_raises_comes_through(zygotes):
 
 def test_it_may_do_nothing(tmp_path, monkeypatch):
     """The limits that are set before it looks at the file, with h5py loaded."""
-    real = Path(hdf5_process.__file__).with_name("hdf5_worker.py").read_text()
+    for part in ZYGOTE.parent.glob("hdf5_*.py"):
+        shutil.copy(part, tmp_path)
     path = tmp_path / "worker.py"
-    path.write_text(f"""{real}
+    path.write_text(f"""{(tmp_path / "hdf5_worker.py").read_text()}
 import os, socket
 list_really = list_file
 def list_file(file, report):

@@ -37,6 +37,38 @@ def external_storage(folder: Path) -> None:
         file.create_virtual_dataset("w", layout)
 
 
+@hostile(32, UNSAFE)
+def virtual_cycles(folder: Path) -> None:
+    """HDF5 datasets that are put together from themselves, from each other, or by soft links."""
+    for name, sources in {
+        "itself": {"v": "v"},
+        "each_other": {"v": "u", "u": "./v"},
+        "soft": {"v": "soft/v"},
+        "virtual": {"v": "u", "u": "a"},
+    }.items():
+        for end in (None, h5py.h5s.UNLIMITED):
+            with h5py.File(folder / f"{name}{'_growing' * bool(end)}.h5", "w") as file:
+                file["a"] = np.arange(4.0)
+                file["soft"] = h5py.SoftLink("/")
+                for path, source in sources.items():
+                    most = (None,) if end else None
+                    layout = h5py.VirtualLayout((4,), "f8", maxshape=most)
+                    part = h5py.VirtualSource(".", source, (4,), maxshape=most)
+                    layout[:end] = part[:end]
+                    file.create_virtual_dataset(path, layout)
+
+
+@hostile(32, DESCRIBED)
+def virtual_inside(folder: Path) -> None:
+    """An HDF5 dataset that is put together from plain datasets of its file."""
+    with h5py.File(folder / "inside.h5", "w") as file:
+        layout = h5py.VirtualLayout((2, 4), "f8")
+        for row, name in enumerate(("a", "g/b")):
+            file[name] = np.arange(4.0)
+            layout[row] = h5py.VirtualSource(".", name, (4,))
+        file.create_virtual_dataset("v", layout)
+
+
 @hostile(33, LIMIT)
 def cycles(folder: Path) -> None:
     """HDF5 groups that hold themselves, soft links that never end, one dataset by 2^30 paths."""
