@@ -8,6 +8,7 @@ decides what is opened: it is read because of its name, on behalf of a file that
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from mstore.dtypes import BY_NAME
 from mstore.errors import MstoreError
 from mstore.formats.base import quote
 from mstore.formats.strides import dense_strides
@@ -75,10 +76,16 @@ def _apart(name: str, size: int, placed: Placed) -> Layout:
     end = 0
     for offset, tensor in sorted(placed, key=lambda item: (item[0], -item[1].nbytes)):
         if offset < end:
-            views.append(
-                View(tensor, Strided(offset, dense_strides(tensor.shape, tensor.dtype.itemsize)))
-            )
+            views.append(_view(offset, tensor))
         else:
             own.append((offset, tensor))
             end = offset + tensor.nbytes
     return cover(name, size, own, views=views)
+
+
+def _view(offset: int, tensor: Tensor) -> View:
+    """A tensor as a view; one of elements that share bytes as these bytes."""
+    if tensor.dtype.bits < 8:
+        kind = tensor.kind or tensor.dtype.numpy
+        tensor = Tensor(tensor.name, BY_NAME["u8"], (tensor.nbytes,), kind=kind)
+    return View(tensor, Strided(offset, dense_strides(tensor.shape, tensor.dtype.itemsize)))

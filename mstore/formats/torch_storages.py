@@ -97,10 +97,14 @@ def _wholes(uses: Sequence[Use], places: Mapping[str, Place]) -> dict[str, int]:
 
 
 def _order_there(use: Use, place: Place) -> Order | None:
-    """The order in which a tensor covers a storage; None if it does not."""
+    """The order in which a tensor covers a storage; None if it does not.
+
+    Numbers that share a byte are neighbours along the last axis, whatever the order of the bytes.
+    """
     if use.dtype is None or place.size % use.dtype.itemsize:
         return None
-    return use.order_of_all(place.size // use.dtype.itemsize)
+    order = use.order_of_all(place.size // use.dtype.itemsize)
+    return None if order == "F" and use.dtype.bits < 8 else order
 
 
 def _why_left_out(use: Use, place: Place, *, whole: bool) -> str | None:
@@ -112,7 +116,7 @@ def _why_left_out(use: Use, place: Place, *, whole: bool) -> str | None:
     if not use.exact:
         return "is the conjugate or the negative of what is stored"
     if use.dtype.bits < 8 and not whole:
-        return f"is a part of elements of {use.dtype.bits} bits"
+        return f"has elements of {use.dtype.bits} bits, and is no whole storage in row-major order"
     if place.coded and _order_there(use, place) is None:
         return "is a part of what is written as text"
     return place.why or None

@@ -32,7 +32,7 @@ from mstore.formats.detect import describe
 from mstore.formats.hazards import find_hazards
 from mstore.formats.onnx import OnnxDataCompanion, OnnxFormat
 from mstore.formats.onnx_tensor import MIN_FLOATS
-from mstore.layout import Segment, Tensor, opaque
+from mstore.layout import Segment, Strided, Tensor, View, opaque
 from mstore.numpy_dtypes import array_from_bytes
 from mstore.ops.commit import Description
 from mstore.ops.hazards import refuse_unsafe, scan_directory, scan_snapshot
@@ -348,6 +348,16 @@ def test_places_in_other_files():
     assert beside([external("W.BIN")])[0] == opaque(24)
     layout, _ = beside([external(), external(name="v")])  # the same bytes: a tensor, and a view
     assert [view.tensor.name for view in layout.views] == ["v"]
+
+
+def test_tied_elements_that_share_bytes():
+    """No view has elements of less than a byte, so the second tensor is one of bytes."""
+    fours = [external(name=name, dims=(6, 8), kind=TensorProto.FLOAT4E2M1) for name in "wv"]
+    layout, note = beside(fours)
+    assert note is None
+    assert layout.segments == (Segment(0, 24, Tensor("w", BY_NAME["f4"], (6, 8))),)
+    kept = Tensor("v", BY_NAME["u8"], (24,), kind="float4_e2m1fn")
+    assert layout.views == (View(kept, Strided(0, (1,))),)
 
 
 def test_a_file_that_says_itself_what_it_holds_is_believed():

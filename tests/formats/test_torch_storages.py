@@ -85,7 +85,7 @@ def test_a_view_in_another_type():
     assert big == {"0": (">i16", (2, 3), "view"), "storage:0": (">i16", (12,), "hidden")}
 
 
-def test_negative_and_packed_tensors_are_left_out():
+def test_negative_tensors_are_left_out():
     negative = Made(
         Named(V2),
         storage("0", 6), 0, (2, 3), (3, 1), False, None, {"neg": True},
@@ -102,16 +102,27 @@ def test_negative_and_packed_tensors_are_left_out():
         Named("torch.float32"), {"conj": True},
     )  # fmt: skip
     assert shapes({"v": typed}) == {"storage:v": ("f32", (6,), "hidden")}
-    packed = Made(
+
+
+def fours(shape, strides):
+    """A tensor of pairs of numbers of 4 bits, in a storage of 24 bytes."""
+    return Made(
         Named(V3),
-        storage("0", 24, "torch.UntypedStorage"), 0, (24,), (1,), False, None,
+        storage("0", 24, "torch.UntypedStorage"), 0, shape, strides, False, None,
         Named("torch.float4_e2m1fn_x2"),
     )  # fmt: skip
-    assert shapes({"v": packed}) == {"v": ("f4", (48,), "C")}
-    data = archive({"v": packed, "w": packed})
-    assert "1 of its tensors are not listed: 'w' is a part of elements" in describe(
-        BytesReader(data)
-    )[1]  # fmt: skip
+
+
+def test_packed_tensors_are_seen_where_they_are_a_storage():
+    whole, turned = fours((24,), (1,)), fours((6, 4), (1, 6))
+    assert shapes({"v": whole}) == {"v": ("f4", (48,), "C")}
+    assert shapes({"v": fours((4, 6), (6, 1))}) == {"v": ("f4", (4, 12), "C")}
+    why = "has elements of 4 bits, and is no whole storage in row-major order"
+    for other in (whole, fours((12,), (2,)), turned):  # no array of single numbers has that order
+        data = archive({"v": whole, "w": other})
+        assert describe(BytesReader(data))[1] == f"1 of its tensors are not listed: 'w' {why}"
+    assert shapes({"w": turned, "v": whole}) == {"v": ("f4", (48,), "C")}
+    assert shapes({"w": turned}) == {"storage:w": ("u8", (24,), "hidden")}
 
 
 @pytest.mark.parametrize(
