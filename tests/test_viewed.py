@@ -174,6 +174,24 @@ def test_types(name):
     assert view[2:3].tobytes() == expected[2:3].tobytes()
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("name", ["f4", "f6_e2m3", "f6_e3m2"])
+def test_elements_that_share_bytes(name, order):
+    """They are taken apart after they are decoded; a slice then has the right ones."""
+    dtype = BY_NAME[name]
+    raw = np.random.default_rng(1).integers(0, 256, 6 * 8 * dtype.bits // 8, np.uint8).tobytes()
+    packed = zlib.compress(b"head" + raw)
+    tensor = Tensor("w", dtype, (6, 8), order)
+    place = Recoded("zlib", 0, len(packed), 4 + len(raw), 4)
+    view, whole = *stored(packed, View(tensor, place)), int.from_bytes(raw, "little")
+    numbers = [whole >> at * dtype.bits & (1 << dtype.bits) - 1 for at in range(48)]
+    expected = np.array(numbers, np.uint8).reshape((6, 8), order=order)
+    np.testing.assert_array_equal(view.numpy().view(np.uint8), expected)
+    for index in ((slice(1, 5, 2), slice(3, None)), (2,), (..., slice(None, None, -3))):
+        found = np.ascontiguousarray(view[index]).view(np.uint8)
+        np.testing.assert_array_equal(found, expected[index])
+
+
 def test_the_material_of_views_is_typed_and_the_views_are_listed():
     raw = np.arange(12, dtype="<f4").tobytes()
     storage = (0, Tensor("storage", F32, (12,)))
@@ -324,6 +342,9 @@ def test_a_file_that_holds_something_else(code, data):
         (Tensor("w", F32, (4,)), Strided(0, ())),
         (Tensor("w", F32, (4,), "F"), Strided(0, (4,))),
         (Tensor("w", BY_NAME["f4"], (4,)), Strided(0, (1,))),
+        (Tensor("w", BY_NAME["f4"], (2, 4)), Strided(0, (2, 1))),
+        (Tensor("w", BY_NAME["f6_e2m3"], (4,)), Strided(0, (3,))),
+        (Tensor("w", BY_NAME["f4"], (4,)), Tiled((4,), (0,), bytes(1))),
         (Tensor("w", F32, (0,)), Strided(17, (4,))),
         (Tensor("w", F32, (4,)), Tiled((2,), (0, 9), bytes(4))),
         (Tensor("w", F32, (4,)), Tiled((2,), (0, -2), bytes(4))),

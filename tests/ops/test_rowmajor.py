@@ -18,17 +18,19 @@ from mstore.chunkreader import ChunkReader
 from mstore.chunkstore import Session
 from mstore.database import Database
 from mstore.dtypes import BY_NAME, DType
+from mstore.errors import InvalidInputError
 from mstore.filebytes import StoredBytes
 from mstore.ingest import FileToStore, Ingest
 from mstore.layout import Recoded, Strided, Tensor, Tiled, View, cover
 from mstore.ops import rowmajor
-from mstore.ops.rowmajor import Lying, common_order, parts, placed
+from mstore.ops.rowmajor import Lying, common_order, copied, parts, placed
 from mstore.ops.values import compare_values
 from mstore.sources import BufferSource
 from mstore.storage.memory import MemoryStorage
 
 F32 = BY_NAME["f32"]
 ANY = [dtype for dtype in BY_NAME.values() if dtype.bits >= 8]
+PACKED = [dtype for dtype in BY_NAME.values() if dtype.bits < 8]
 
 
 @dataclass
@@ -176,6 +178,31 @@ def test_two_tensors_are_read_in_one_order(data: Any, case: Any, kinds: tuple[st
     assert Counter(np.frombuffer(read[0], "u2").tolist()) == Counter(
         np.frombuffer(values.tobytes(), "u2").tolist()
     )
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("dtype", PACKED, ids=str)
+@pytest.mark.parametrize("kind", ["C", "F", "zlib C", "zlib F"])
+def test_elements_that_share_bytes(kind: str, dtype: DType) -> None:
+    """In row-major order they are a run of bytes; in another they are refused."""
+    raw = np.arange(6 * 8 * dtype.bits // 8, dtype="u1")
+    one = made(kind, raw, BY_NAME["u8"])
+    one.tensor = Tensor("w", dtype, (6, 8), "F" if kind.endswith("F") else "C")
+    lying, other = one.lying(64), made("C", numbered((6, 8), 4), F32).lying(64)
+    assert common_order(lying, other, 100) is None
+    assert common_order(other, lying, 100) is None
+    runs = copied(lying)
+    assert (runs is not None) == (kind == "C")
+    assert sum(run.length for run in runs or []) == raw.nbytes * (kind == "C")
+    for room in (1, 10, 1 << 20):
+        if kind.endswith("F"):
+            for read in (parts(lying, room=room), placed(lying, room)):
+                with pytest.raises(InvalidInputError, match="packed elements in column-major"):
+                    next(read)
+        else:
+            assert b"".join(parts(lying, room=room)) == raw.tobytes()
+            assert put_together(lying, room) == raw.tobytes()
+            assert compare_values(lying, lying, room).changed == 0
 
 
 def test_overlapping_elements() -> None:
