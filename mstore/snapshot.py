@@ -90,7 +90,10 @@ class FileView:
         shard_size: int = DEFAULT_SHARD_SIZE,
         progress: Callable[[int], None] | None = None,
     ) -> Export:
-        """Write its tensors into a file of another format; see `Snapshot.export`."""
+        """Write its tensors into a file of another format; see `Snapshot.export`.
+
+        Raises what that raises, so InvalidInputError if it has no tensors, which says why.
+        """
         found = list(self._exportable())
         if not found:
             raise no_tensors(self._db, self._version, [self.path])
