@@ -9,7 +9,7 @@ from math import prod
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats.base import check_shape, quote
-from mstore.formats.hdf5_process import records
+from mstore.formats.hdf5_process import CONFIGS, MAX_CONFIG, records
 from mstore.formats.remembered import Remembered
 from mstore.layout import ByteReader, grid
 
@@ -20,8 +20,9 @@ MAX_TILES = 500_000
 """Most chunks of all datasets together, stored or not."""
 
 MAX_PATHS = 64 << 20
-"""Most characters of the paths of all datasets together."""
+"""Most bytes that the paths of all datasets and hazards together take in memory."""
 
+_LAYOUTS = ("contiguous", "chunked", "compact", "filtered", "virtual", "unknown")
 _MAX_OFFSET = 1 << 63
 
 
@@ -29,7 +30,8 @@ _MAX_OFFSET = 1 << 63
 class Dataset:
     """One dataset under one path.
 
-    `address` is that of its header: the same for all paths of one dataset. `layout` is
+    `address` is that of its header: the same for all paths of one dataset. `shape` is empty where
+    `dtype` is None. `layout` is
     "contiguous", "chunked", "compact", "filtered" (chunks that are compressed), "virtual" (parts of
     other datasets of the file) or "unknown".
     `offset` is where the data of a contiguous one lies, None if it was never written. `tile` and
@@ -89,25 +91,41 @@ def _list(reader: ByteReader) -> Listing:
     by_address: dict[int, Dataset] = {}
     hazards: list[Hazard] = []
     configs: dict[str, str] = {}
-    tiles = characters = 0
+    tiles = paths = 0
     for record in records(reader):
         if "tiles" in record:
             _add_tiles(datasets, record["tiles"])
         elif "hazard" in record:
-            hazards.append(Hazard(_text(record, "hazard"), _text(record, "path")))
+            hazard = Hazard(_text(record, "hazard"), _text(record, "path"))
+            hazards.append(hazard)
+            paths += _memory(hazard.kind) + _memory(hazard.path)
         elif "config" in record:
-            configs[_text(record, "path")] = _text(record, "config")
+            _add_config(configs, record)
         else:
             dataset = _dataset(record, by_address, MAX_TILES - tiles)
             datasets.append(dataset)
             by_address[dataset.address] = dataset
             tiles += len(dataset.offsets)
-            characters += len(dataset.path)
-        if max(len(datasets), len(hazards)) > MAX_DATASETS or characters > MAX_PATHS:
+            paths += _memory(dataset.path)
+        if max(len(datasets), len(hazards)) > MAX_DATASETS or paths > MAX_PATHS:
             raise LimitExceededError(f"it has more than {MAX_DATASETS} datasets, or long paths")
     datasets.sort(key=lambda dataset: dataset.path)
     hazards.sort(key=lambda hazard: hazard.path)
     return Listing(datasets, hazards, configs)
+
+
+def _memory(text: str) -> int:
+    """About how many bytes a text takes."""
+    return len(text) if text.isascii() else 4 * len(text)
+
+
+def _add_config(configs: dict[str, str], record: dict[str, object]) -> None:
+    path, config = _text(record, "path"), _text(record, "config")
+    if path not in CONFIGS or path in configs:
+        raise FormatError("the HDF5 library gives something else than the configuration of a model")
+    if len(config) > MAX_CONFIG:
+        raise LimitExceededError(f"its {path} has more than {MAX_CONFIG} bytes")
+    configs[path] = config
 
 
 def _dataset(record: dict[str, object], by_address: dict[int, Dataset], most_tiles: int) -> Dataset:
@@ -118,12 +136,16 @@ def _dataset(record: dict[str, object], by_address: dict[int, Dataset], most_til
         _check_tiles(len(first.offsets), most_tiles)
         return replace(first, path=_text(record, "path"))
     path, layout = _text(record, "path"), _text(record, "layout")
+    if layout not in _LAYOUTS:
+        raise FormatError("the HDF5 library gives something else than a layout")
     shape = _integers(record.get("shape"))
     dtype = None if record.get("dtype") is None else BY_NAME.get(_text(record, "dtype"))
-    if dtype is not None:
+    if dtype is None:
+        shape = ()  # nobody asks for it, and nothing says how long it may be
+    else:
         check_shape(dtype, shape, f"its dataset {quote(path)}")
     offset = None if record.get("offset") is None else _integer(record.get("offset"))
-    fill = b"" if record.get("fill") is None else _bytes(record, "fill")
+    fill = _fill(record, dtype)
     address = _integer(record.get("address"))
     if record.get("tile") is None:
         return Dataset(path, address, dtype, shape, layout, offset, fill)
@@ -182,11 +204,16 @@ def _text(record: dict[str, object], key: str) -> str:
     return value
 
 
-def _bytes(record: dict[str, object], key: str) -> bytes:
+def _fill(record: dict[str, object], dtype: DType | None) -> bytes:
+    if record.get("fill") is None:
+        return b""
+    text = _text(record, "fill")
     try:
-        return bytes.fromhex(_text(record, key))
+        if dtype is not None and len(text) <= 2 * dtype.itemsize:
+            return bytes.fromhex(text)
     except ValueError:
-        raise FormatError("the HDF5 library gives something else than bytes") from None
+        pass
+    raise FormatError("the HDF5 library gives something else than an element")
 
 
 _listed = Remembered(_list)

@@ -12,6 +12,7 @@ starts afresh.
 import atexit
 import contextlib
 import importlib.util
+import io
 import os
 import signal
 import socket
@@ -29,22 +30,32 @@ from mstore.layout import ByteReader
 from mstore.strictjson import parse_json
 
 SECONDS = 4.0
-"""Time that a file of no size is given; start takes 0.2 of it."""
+"""Time that a file of no size is given, once its worker is ready."""
 
 SECONDS_PER_MIB = 3.0
 """Further time for each MiB of the file that is asked for, counting each place once."""
 
-MAX_FRAME = 80 << 20
-"""Most bytes of one frame; a Keras configuration may be that long."""
+CONFIGS = ("model_config", "training_config")
+"""The attributes of the root in which Keras keeps its model."""
+
+MAX_CONFIG = 16 << 20
+"""Most bytes of one of them."""
+
+MAX_LINES = 1 << 20
+"""Most bytes of lines that are told at once."""
 
 _BLOCK = 8192  # what the worker asks for at once
+_MAX_BLOCKS = 1 << 16  # of which it is remembered that they were asked for: 512 MiB
 _FRAME = struct.Struct("<cQI")
 _ZYGOTE = Path(__file__).with_name("hdf5_zygote.py")
 _WORKER = Path(__file__).with_name("hdf5_worker.py")
 _VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 _START, _STOP = b"+", b"-"  # what is said to a zygote; any of it stops the worker that there is
+_SECONDS_TO_START = 60.0  # Python and the libraries; 0.1 unless the disk or processor is very slow
+_SECONDS_TO_FORK = 2.0
 _SECONDS_TO_END = 2.0
 _TOO_LONG = "the HDF5 library took too long on it"
+_LATE = "h5py, which reads such files, took too long to start; try again when less is going on"
 _DIED = "the HDF5 library failed on it"
 _NO_LIBRARY = "h5py, which reads such files, does not work here: is it installed as it should be?"
 
@@ -62,8 +73,8 @@ def records(reader: ByteReader) -> Iterator[dict[str, object]]:
     Raises FormatError if the library cannot be started, could not read the file or broke on it, and
     LimitExceededError if it took too much time or memory.
     """
-    deadline = _Deadline()
-    zygote, link = _hire(deadline)
+    zygote, link = _hire()
+    deadline = _Deadline(SECONDS)
     well = False
     try:
         yield from _converse(reader, link, deadline)
@@ -86,28 +97,38 @@ def end_kept() -> None:
         zygote.end()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Zygote:
-    """A process that starts workers, one at a time, as asked on the socket `control`."""
+    """A process that starts workers, one at a time, as asked on the socket `control`.
+
+    `worker` is the number of the last one's process, 0 before the first.
+    """
 
     process: "subprocess.Popen[bytes]"
     control: socket.socket
+    worker: int = 0
 
-    def start_worker(self, deadline: "_Deadline") -> socket.socket:
+    def start_worker(self, seconds: float) -> socket.socket:
         """Start a worker; returns our end of its socket when it is ready.
 
-        Raises OSError or EOFError if it does not get ready.
+        Raises OSError or EOFError if it does not get ready in this time.
         """
+        deadline = _Deadline(seconds)
         ours, theirs = socket.socketpair()
         theirs.setblocking(True)  # whatever the default of this process is
         try:
             with theirs:
                 socket.send_fds(self.control, [_START], [theirs.fileno()])
-            _receive(ours, _FRAME.size, deadline)
+            # Worth belief: nothing in that process has seen anything of a file yet.
+            kind, number, _ = _FRAME.unpack(_receive(ours, _FRAME.size, deadline))
+            if kind == b"e":
+                raise OSError(number, os.strerror(number))
         except BaseException:
             ours.close()
             self.end()
             raise
+        self._is_worker_gone()  # the one before is, and that has been said first
+        self.worker = number
         return ours
 
     def keep(self) -> None:
@@ -125,13 +146,25 @@ class _Zygote:
         """End the worker and the process, and wait until they are gone."""
         with contextlib.suppress(OSError):
             # Unlike `close`, this ends the connection even if a fork of this process shares it.
-            self.control.shutdown(socket.SHUT_RDWR)
-        self.control.close()
-        try:
+            self.control.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:  # a worker may have stopped it
-            os.killpg(self.process.pid, signal.SIGKILL)
+        # A worker may have stopped or ended the process that should end it, and left its group.
+        if self.worker and not self._is_worker_gone():
+            with contextlib.suppress(OSError):
+                os.kill(self.worker, signal.SIGKILL)
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        self.control.close()
+
+    def _is_worker_gone(self) -> bool:
+        """Whether the process has said so of the last worker, whose number may be another's now."""
+        try:
+            return bool(self.control.recv(1))
+        except OSError:
+            return False
 
     def forget(self) -> None:
         """Let go of it without ending it, in a fork of the process that it belongs to."""
@@ -159,21 +192,22 @@ atexit.register(end_kept)
 os.register_at_fork(after_in_child=_forget_kept)
 
 
-def _hire(deadline: "_Deadline") -> tuple[_Zygote, socket.socket]:
+def _hire() -> tuple[_Zygote, socket.socket]:
     """A worker that is ready: its zygote and our end of its socket.
 
     Raises FormatError if there is none to be had, LimitExceededError if that takes too long.
     """
     try:
         if zygote := _kept():
-            with contextlib.suppress(EOFError, ConnectionError):  # it has ended by itself
-                return zygote, zygote.start_worker(deadline)
+            # Another process, or the worker for the last file, may have ended or stopped it.
+            with contextlib.suppress(EOFError, ConnectionError, TimeoutError):
+                return zygote, zygote.start_worker(_SECONDS_TO_FORK)
         zygote = _start()
-        return zygote, zygote.start_worker(deadline)
+        return zygote, zygote.start_worker(_SECONDS_TO_START)
     except EOFError:
         raise FormatError(_NO_LIBRARY) from None
     except TimeoutError:
-        raise LimitExceededError(_TOO_LONG) from None
+        raise LimitExceededError(_LATE) from None
     except OSError as error:
         raise FormatError(f"no process can be started to read it: {error.strerror}") from None
 
@@ -192,6 +226,7 @@ def _start() -> _Zygote:
         "OMP_NUM_THREADS": "1",
     }
     ours, theirs = socket.socketpair()
+    ours.setblocking(False)  # no answer is waited for, and a byte at a time can always be sent
     theirs.setblocking(True)
     with theirs:
         try:
@@ -218,16 +253,17 @@ def _converse(
     link.sendall(struct.pack("<Q", reader.size))
     while True:
         kind, offset, length = _FRAME.unpack(_receive(link, _FRAME.size, deadline))
-        if length > MAX_FRAME:
-            raise FormatError(_DIED)
-        if kind == b"r" and length <= _BLOCK:
+        if kind == b"r" and offset % _BLOCK == 0 and 0 < length <= _BLOCK:
             block = read_exactly(reader, offset, length, "what the HDF5 library reads")
             deadline.extend(offset, length)
             link.settimeout(deadline.left())
             link.sendall(block)
-        elif kind == b"l":
-            for line in _receive(link, length, deadline).splitlines():
+        elif kind == b"l" and length <= MAX_LINES:
+            for line in io.BytesIO(_receive(link, length, deadline)):
                 yield _record(line)
+        elif kind == b"c" and length <= MAX_CONFIG and offset < len(CONFIGS):
+            text = _receive(link, length, deadline)
+            yield {"config": _decoded(text), "path": CONFIGS[offset]}
         elif kind == b"d":
             return
         else:
@@ -246,10 +282,7 @@ def _receive(link: socket.socket, length: int, deadline: "_Deadline") -> bytes:
 
 
 def _record(line: bytes) -> dict[str, object]:
-    try:
-        record = parse_json(line.decode())
-    except UnicodeDecodeError:
-        raise FormatError(_DIED) from None
+    record = parse_json(_decoded(line))
     if not isinstance(record, dict):
         raise FormatError(_DIED)
     if "limit" in record:
@@ -259,16 +292,23 @@ def _record(line: bytes) -> dict[str, object]:
     return record
 
 
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise FormatError(_DIED) from None
+
+
 class _Deadline:
     """The end of the time that a worker has, later for every part of the file it has to read."""
 
-    def __init__(self) -> None:
-        self._end = time.monotonic() + SECONDS
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
         self._asked: set[int] = set()
 
     def extend(self, offset: int, length: int) -> None:
-        """Note that the worker asked for these bytes."""
-        if offset not in self._asked:
+        """Note that the worker asked for the block at this offset."""
+        if offset not in self._asked and len(self._asked) < _MAX_BLOCKS:
             self._asked.add(offset)
             self._end += length / (1 << 20) * SECONDS_PER_MIB
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 TILES = 1000  # in one line
 MAX_DEPTH = 200
 MAX_LINKS = 1_000_000
+MAX_PATH = 1 << 15  # characters
 MAX_CHARACTERS = 64 << 20  # of the paths of all links, and of where soft links lead, together
 MAX_SOURCES = 100_000  # of virtual datasets, each name counted once
 MAX_PATHS = 1 << 24  # by which all objects together can be reached
@@ -59,9 +60,9 @@ class Lister:
     def root(self, group: Any) -> None:
         """Report the whole file."""
         self._root = group
-        for name in (b"model_config", b"training_config"):
+        for number, name in enumerate((b"model_config", b"training_config")):
             if (config := read_text(group, name)) is not None:
-                self._report.add(config=config, path=name.decode())
+                self._report.config(number, config)
         self._group(group, h5o.get_info(group).addr, "", 0)
         self._soft.check()
 
@@ -101,7 +102,8 @@ class Lister:
             raise ValueError(f"a link cannot be called {shown(path)}")  # it is not found by that
         self._links += 1
         self._characters += len(path) + (info.u if info.type == h5l.TYPE_SOFT else 0)
-        if self._links > MAX_LINKS or self._characters > MAX_CHARACTERS:
+        too_long = len(path) > MAX_PATH or self._characters > MAX_CHARACTERS
+        if self._links > MAX_LINKS or too_long:
             raise TooMuch(f"it has more than {MAX_LINKS} links, or their paths are too long")
         if info.type == h5l.TYPE_HARD:
             return 1 + self._object(group, name, info.u, path, depth)
@@ -297,7 +299,7 @@ def read_text(owner: Any, name: bytes) -> str | None:
         attribute.read(value)
         text: Any = value[()]
         text = text if isinstance(text, str) else bytes(text).decode("utf-8", "backslashreplace")
-        if len(text) <= MAX_TEXT:
+        if len(text.encode("utf-8", "backslashreplace")) <= MAX_TEXT:
             return str(text)
     raise TooMuch(f"its attribute {name.decode()} has more than {MAX_TEXT} bytes")
 

@@ -6,17 +6,21 @@ file: each is read by a worker of its own, which gets a copy of memory that no f
 of which nothing comes back here. So what one file does to the library cannot touch the next.
 
 Standard input is a socket on which `mstore.formats.hdf5_process` asks. Each message ends the worker
-that there is; a message that carries a socket starts another one, whose standard input that is. On
-it the worker says that it is ready (`h`), is told the size of the file, asks for bytes of it (`r`:
-offset, length) and tells what it found (`l`: lines of JSON, one object each; `d`: done); numbers in
-the frames are little-endian. A worker opens no file and can open none, and may use little memory
-and time.
+that there is, which is answered by one byte when that is gone; a message that carries a socket
+starts another one, whose standard input that is. The end of the socket ends this process.
+
+On its socket the worker says that it is ready (`h`: its process number, or `e`: the error number,
+if no process can be started), is told the size of the file, asks for blocks of it (`r`: offset,
+length) and tells what it found (`c`: the text of a configuration, the offset says which; `l`: lines
+of JSON, one object each; `d`: done); numbers in the frames are little-endian. A worker opens no
+file and can open none, and may use little memory and time.
 
 The arguments are the program of the worker, `hdf5_worker.py`, and the folders where h5py and numpy
 are. Nothing of mstore is imported.
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -30,7 +34,8 @@ from types import ModuleType
 from typing import NoReturn
 
 SOCKET = 0  # standard input
-IDLE_SECONDS = 10.0  # after which this process ends if there is no worker and nobody asks
+GONE = b"-"  # the answer when a worker is gone
+PR_SET_DUMPABLE = 4  # of prctl(2)
 MEMORY = 192 << 20  # bytes above what Python and the libraries take
 CPU_SECONDS = 120
 
@@ -39,6 +44,20 @@ BLOCKS = 512  # kept in memory: 4 MiB
 BATCH = 32768  # characters of lines that are sent in one frame
 
 FRAME = struct.Struct("<cQI")
+
+
+def settle() -> None:
+    """Undo what this process may have got from who started it, and hide its memory.
+
+    A child whose end is ignored is gone before it has been waited for. Memory that may not be
+    dumped can be neither read nor written by other processes of the same user, unless they have
+    the rights of an administrator (ptrace(2)); forks get that, too.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    with contextlib.suppress(AttributeError):  # a system that has no prctl
+        no = ctypes.c_ulong(0)
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, no, no, no, no)
 
 
 def confine() -> None:
@@ -119,10 +138,16 @@ class File:
         return block
 
 
+def encoded(text: str) -> bytes:
+    """The bytes of a text, which h5py may have had from bytes that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace")
+
+
 class Report:
     """Lines to the parent, some at a time."""
 
     def __init__(self) -> None:
+        self._configs: list[tuple[int, bytes]] = []
         self._lines: list[str] = []
         self._length = 0
 
@@ -134,9 +159,16 @@ class Report:
         if self._length >= BATCH:
             self.flush()
 
+    def config(self, number: int, text: str) -> None:
+        """Report a configuration, which is too long for a line."""
+        self._configs.append((number, encoded(text)))
+
     def flush(self) -> None:
         """Send what has not been sent."""
-        payload = "\n".join(self._lines).encode("utf-8", "backslashreplace")
+        for number, text in self._configs:
+            send(b"c", number, len(text), text)
+        self._configs.clear()
+        payload = encoded("\n".join(self._lines))
         self._lines.clear()
         self._length = 0
         if payload:
@@ -146,7 +178,7 @@ class Report:
 def serve(worker: ModuleType) -> None:
     """Serve one file, whose size comes first."""
     confine()
-    send(b"h", 0, 0)
+    send(b"h", os.getpid(), 0)
     (size,) = struct.unpack("<Q", os.read(SOCKET, 8))
     report = Report()
     worker.list_file(File(size), report)
@@ -155,8 +187,14 @@ def serve(worker: ModuleType) -> None:
 
 
 def start(worker: ModuleType, link: int) -> int:
-    """Start a process that serves the socket `link`; returns its number."""
-    child = os.fork()
+    """Start a process that serves the socket `link`; returns its number, 0 if that cannot be."""
+    try:
+        child = os.fork()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.write(link, FRAME.pack(b"e", error.errno or 0, 0))
+        os.close(link)
+        return 0
     if not child:
         try:
             os.dup2(link, SOCKET)  # with that it has let go of the socket to whoever asks
@@ -170,25 +208,24 @@ def start(worker: ModuleType, link: int) -> int:
 
 def end(child: int) -> None:
     """End a process, if it has not ended, and wait until it is gone."""
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(child, 0)
 
 
 def answer(worker: ModuleType, control: socket.socket) -> None:
     """Start and end workers as asked, until nobody asks."""
     child = 0
-    control.settimeout(IDLE_SECONDS)
     while True:
         try:
             message, links, _, _ = socket.recv_fds(control, 1, 1)
-        except TimeoutError:
-            if child:
-                continue  # who asked is at work with it
-            return
         except OSError:
             message, links = b"", []
         if child:
             end(child)
+            with contextlib.suppress(OSError):
+                control.send(GONE)
         if not message:
             return
         child = start(worker, links[0]) if links else 0
@@ -208,6 +245,7 @@ def loaded(program: str) -> ModuleType:
 
 def main() -> NoReturn:
     """Load the libraries, and answer."""
+    settle()
     program, *folders = sys.argv[1:]
     sys.path += folders
     worker = loaded(program)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mstore.errors import FormatError, LimitExceededError, MstoreError
+from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
 from mstore.formats import hdf5_listing
 from mstore.formats.base import BytesReader
 from mstore.formats.hdf5 import Hdf5Format
@@ -107,6 +107,9 @@ class TestLies:
             {"layout": "contiguous", "tile": None, "offset": 10**6},
             {"path": None},
             {"fill": "0"},
+            {"fill": "0000000000"},
+            {"dtype": None, "tile": None, "fill": "00"},
+            {"layout": "x"},
         ],
     )
     def test_datasets(self, monkeypatch, change):
@@ -131,7 +134,31 @@ class TestLies:
         with pytest.raises(LimitExceededError, match="long paths"):
             self.layout(monkeypatch, {**self.GOOD, "path": "w" * 11})
 
-    @pytest.mark.parametrize("fill", [None, "00", "0000000000000000"])
+    def test_long_paths_of_hazards(self, monkeypatch):
+        monkeypatch.setattr(hdf5_listing, "MAX_PATHS", 10)
+        for kind, path in (("link", "w" * 7), ("x" * 10, "w"), ("x", "\u20ac" * 3)):
+            with pytest.raises(LimitExceededError, match="long paths"):
+                self.layout(monkeypatch, {"hazard": kind, "path": path})
+        with pytest.raises(UnsafeInputError):
+            self.layout(monkeypatch, {"hazard": "link", "path": "w" * 6})
+
+    @pytest.mark.parametrize(
+        ("paths", "length"), [(["x"], 2), (["model_config"] * 2, 2), (["model_config"], 17)]
+    )
+    def test_configurations_of_no_model(self, monkeypatch, paths, length):
+        monkeypatch.setattr(hdf5_listing, "MAX_CONFIG", 16)
+        said = [{"config": "{}".ljust(length), "path": path} for path in paths]
+        with pytest.raises(LimitExceededError if length > 16 else FormatError):
+            self.layout(monkeypatch, *said)
+        self.layout(monkeypatch, {"config": "{}".ljust(16), "path": "training_config"})
+
+    def test_shapes_of_other_types_are_not_kept(self, monkeypatch):
+        said = {**self.GOOD, "dtype": None, "shape": [2**62] * 1000, "tile": None, "fill": None}
+        monkeypatch.setattr(hdf5_listing, "records", lambda _: iter([said]))
+        (dataset,) = hdf5_listing.list_file(small_file()).datasets
+        assert dataset.shape == ()
+
+    @pytest.mark.parametrize("fill", [None, "00"])
     def test_fill_values_that_are_none(self, monkeypatch, fill):
         spoken = {**self.GOOD, "fill": fill}
         monkeypatch.setattr(hdf5_listing, "records", lambda _: iter([spoken]))
