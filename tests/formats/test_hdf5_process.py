@@ -51,7 +51,7 @@ def zygotes(monkeypatch):
         "frame(b'r', 0, 8); os.read(0, 3); os._exit(1)",
         "os.write(0, b'no frame')",
         "frame(b'x')",
-        "frame(b'r', 1, 8)",  # no block
+        "frame(b'r', 1, 8); os.read(0, 8)",  # no block
         "frame(b'r', 0, 0)",
         "frame(b'l', 0, (1 << 20) + 1); time.sleep(60)",
         "frame(b'c', 0, (16 << 20) + 1); time.sleep(60)",
