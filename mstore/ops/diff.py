@@ -7,6 +7,7 @@ For the numbers of modified tensors, the chunks that differ are read.
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mstore.database import Database
+from mstore.errors import NotFoundError
+from mstore.layout import Tensor
 from mstore.names import canonical_name
 from mstore.ops.changes import Change, Diff, FileChange, TensorAt, TensorChange, Totals
 from mstore.ops.compare import Numbers
@@ -73,11 +76,12 @@ def diff_sides(
     """What changed from `before` to `after`.
 
     `numbers` also reads the chunks that differ, and says how far modified tensors moved; without
-    them, what is stored in another way counts as modified, since nobody knows. `tensor` is a glob
-    that the name of a tensor, old or new, must match to be listed and compared; files are listed
-    all the same. `progress` is told how many more bytes were read. Raises CorruptDataError when
-    something stored is damaged, and ConflictError when a file of a working directory changed
-    meanwhile.
+    them, what is stored in another way counts as modified, since nobody knows. `tensor` is a name
+    or a glob that the name of a tensor, old or new, alone or with its path before it (`path:name`),
+    must match to be listed and compared; files are listed all the same. `progress` is told how many
+    more bytes were read. Raises NotFoundError when neither side has a tensor that `tensor` means,
+    CorruptDataError when something stored is damaged, and ConflictError when a file of a working
+    directory changed meanwhile.
     """
     files = match_files(before, after)
     scope = _Scope(numbers, tensor, threads, progress)
@@ -187,25 +191,54 @@ def _tensor_changes(
     pairs = [_Pair(*pair) for pair in tensors.both if _wanted(scope.tensor, *pair)]
     numbers = _measure(db, before, after, pairs, scope) if scope.numbers else [None] * len(pairs)
     same_files = set(files.both) if by_path else None
+    same = 0 if by_path else _in_equal_files(before, after, files, scope.tensor)
     for pair, known in zip(pairs, numbers, strict=True):
         if (kind := _kind(pair, known, same_files)) is not None:
             changes.append(_together(kind, pair, known))
+        else:
+            same += 1
+    if scope.tensor is not None and not changes and not same:
+        _check_there(before, after, scope.tensor)
     changes.sort(key=lambda change: change.sort_key)
-    paths = [
-        *files.added,
-        *(
-            path
-            for old_path, path in files.both
-            if not by_path or before.files[old_path].manifest != after.files[path].manifest
-        ),
-    ]
-    listed = (one for path in paths for one in after.manifest(path).listed())
-    there = sum(1 for one in listed if scope.tensor is None or fnmatchcase(one.name, scope.tensor))
-    return tuple(changes), max(0, there - sum(1 for one in changes if one.after is not None))
+    return tuple(changes), same
 
 
 def _wanted(pattern: str | None, *places: Place) -> bool:
-    return pattern is None or any(fnmatchcase(place.tensor.name, pattern) for place in places)
+    return pattern is None or any(_is_meant(pattern, place.path, place.tensor) for place in places)
+
+
+def _is_meant(pattern: str, path: str, tensor: Tensor) -> bool:
+    """Whether a pattern means a tensor, as for `export.choose`."""
+    return any(name == pattern or fnmatchcase(name, pattern) for name in _names(path, tensor))
+
+
+def _names(path: str, tensor: Tensor) -> tuple[str, str]:
+    """What a tensor may be asked for by."""
+    return tensor.name or path, f"{path}:{tensor.name}"
+
+
+def _in_equal_files(before: Side, after: Side, files: Matched[str], pattern: str | None) -> int:
+    """How many tensors are meant in those pairs of files that have the same content."""
+    return sum(
+        pattern is None or any(_is_meant(pattern, one, tensor) for one in (old_path, path))
+        for old_path, path in files.both
+        if before.files[old_path].manifest == after.files[path].manifest
+        for tensor in after.manifest(path).listed()
+    )
+
+
+def _check_there(before: Side, after: Side, pattern: str) -> None:
+    """Raise NotFoundError, with the nearest names, if a pattern means nothing on either side."""
+    known: dict[str, None] = {}
+    for side in (after, before):
+        for path in side.files:
+            for tensor in side.manifest(path).listed():
+                if _is_meant(pattern, path, tensor):
+                    return
+                known[_names(path, tensor)[0]] = None
+    close = get_close_matches(pattern, known, n=3, cutoff=0.5)
+    hint = f"nearest names: {', '.join(close)}" if close else "see: mstore show REV --tensors"
+    raise NotFoundError(f"there is no tensor {pattern!r} in either of the two", hint=hint)
 
 
 def _alone(kind: Change, place: Place) -> TensorChange:

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from mstore.database import Database
 from mstore.dtypes import BY_NAME
-from mstore.errors import ConflictError, CorruptDataError
+from mstore.errors import ConflictError, CorruptDataError, NotFoundError
 from mstore.ingest import FileToStore
 from mstore.layout import Tensor, cover, opaque
 from mstore.numpy_dtypes import dtype_of
@@ -429,9 +429,42 @@ class TestTensorKinds:
             ("modified", "b.w"),
         }
         assert self.kinds({"m": old}, {"m": new}, tensor="old") == {("renamed", "new")}
-        found = diff({"m": old}, {"m": new}, tensor="nothing")
-        assert found.tensors == ()
-        assert len(found.files) == 1
+        assert self.kinds({"m": old}, {"m": new}, tensor="m:a.*") == {("modified", "a.w")}
+
+    def test_glob_that_means_only_what_is_the_same(self):
+        kept, other = {"a.w": random(1)}, {"b.w": random(2)}
+        found = diff({"m": {**kept, "x": random(3)}}, {"m": {**kept, "x": random(4)}}, tensor="a.*")
+        assert (found.tensors, found.totals.unchanged_tensors, len(found.files)) == ((), 1, 1)
+        # In a file that is not looked into.
+        found = diff({"m": kept, "n": other}, {"m": kept}, tensor="a.w")
+        assert (found.tensors, found.totals.unchanged_tensors, len(found.files)) == ((), 0, 1)
+
+    @pytest.mark.parametrize("pattern", ["b.*", "a", "M:a.w", "[a"])
+    def test_glob_that_means_nothing(self, pattern):
+        old, new = {"m": {"a.w": random(1)}}, {"m": {"a.w": random(2)}}
+        for one, other in ((old, new), (old, old), (old, {}), ({}, new)):
+            with pytest.raises(NotFoundError) as raised:
+                diff(one, other, tensor=pattern)
+            message = f"there is no tensor {pattern!r} in either of the two"
+            assert raised.value.message == message
+        assert diff(old, {}, tensor="a.?").totals.tensors == {Change.REMOVED: 1}
+
+    def test_what_is_nearest_to_a_glob_that_means_nothing(self):
+        old, new = {"m": {"encoder.weight": random(1)}}, {"n": {"encoder.bias": random(2)}}
+        with pytest.raises(NotFoundError) as raised:
+            diff(old, new, tensor="encoder.wieght")
+        assert raised.value.hint == "nearest names: encoder.weight, encoder.bias"
+        with pytest.raises(NotFoundError) as raised:
+            diff(old, new, tensor="qqq")
+        assert raised.value.hint == "see: mstore show REV --tensors"
+
+    def test_names_that_are_special_in_a_glob(self):
+        old, new = {"m": {"w[0]": random(1)}}, {"m": {"w[0]": random(2)}}
+        assert self.kinds(old, new, tensor="w[0]") == {("modified", "w[0]")}
+
+    def test_arrays_without_names_are_called_as_their_files(self):
+        old, new = {"m.npy": {"": random(1)}}, {"m.npy": {"": random(2)}}
+        assert len(diff(old, new, tensor="m.npy").tensors) == 1
 
     def test_without_numbers_nothing_is_read(self):
         repo = Repo()

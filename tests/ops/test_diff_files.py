@@ -107,6 +107,27 @@ def test_what_differs_between_two_formats(repo: Repository, tmp_path: Path, othe
     assert found.totals.unchanged_tensors + len(found.tensors) == 4
 
 
+@pytest.mark.parametrize("pattern", ["encoder.*", "encoder/*"])
+def test_unchanged_tensors_are_meant_by_either_name(
+    repo: Repository, tmp_path: Path, pattern: str
+) -> None:
+    write(tmp_path / "plain.safetensors", STATE)
+    write(tmp_path / "tiles.h5", STATE)
+    repo.commit(tmp_path)
+    for paths in (("tiles.h5", "plain.safetensors"), ("plain.safetensors", "tiles.h5")):
+        found = repo.diff(*(f"main:{path}" for path in paths), tensor=pattern)
+        assert (found.tensors, found.totals.unchanged_tensors) == ((), 2)
+
+
+def test_unchanged_tensors_in_files_of_the_same_content(repo: Repository, tmp_path: Path) -> None:
+    write(tmp_path / "a" / "plain.safetensors", STATE)
+    write(tmp_path / "b" / "plain.safetensors", STATE)
+    repo.commit(tmp_path)
+    for pattern, count in ((None, 3), ("encoder.*", 2), ("a/*:steps", 1), ("b/*:steps", 1)):
+        found = repo.diff("main:a", "main:b", tensor=pattern)
+        assert (found.tensors, found.totals.unchanged_tensors) == ((), count)
+
+
 def test_tensors_of_other_names_are_found_by_their_values(repo: Repository, tmp_path: Path) -> None:
     write(tmp_path / "plain.safetensors", STATE)
     write(tmp_path / "tiles.h5", {f"x/{n}": array for n, array in enumerate(STATE.values())})
