@@ -2,10 +2,12 @@
 
 import gzip
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from mstore.database import Database
 from mstore.errors import InvalidInputError
@@ -14,7 +16,7 @@ from mstore.ids import Id
 from mstore.layout import Beside, ByteReader, Layout
 from mstore.ops import without_tensors
 from mstore.ops.commit import Description
-from mstore.ops.without_tensors import no_tensors
+from mstore.ops.without_tensors import no_tensors, stored_data_files
 from mstore.repository import Repository
 from mstore.storage.local import LocalStorage
 from mstore.worktree import Worktree
@@ -77,6 +79,66 @@ def test_files_of_other_kinds(tmp_path: Path) -> None:
         "there are no tensors in any of 2 files"
     )
     assert version.error().message == "there are no tensors in any of 0 files"
+
+
+TENSORFLOW = Path(__file__).parents[1] / "formats" / "tensorflow_files" / "sharded"
+
+
+def onnx_model(*locations: str) -> bytes:
+    """A model whose tensors lie elsewhere, one at each place."""
+    tensors = []
+    for name in locations:
+        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[2])
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=name)
+        tensors.append(tensor)
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])
+    nodes = [helper.make_node("Identity", [locations[0]], ["y"])]
+    graph = helper.make_graph(nodes, "g", [], [output], tensors)
+    return bytes(helper.make_model(graph).SerializeToString())
+
+
+def test_tensors_in_files_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    shutil.copytree(TENSORFLOW, folder)
+    names = ["e.bin", "d.bin", "c.bin", "b.bin"]
+    for name in names:
+        (folder / name).write_bytes(bytes(8))
+    for name in (".index", ".data-00000-of-00002"):
+        shutil.copy(folder / f"ckpt-1{name}", folder / f"bare{name.removesuffix('.index')}")
+    (folder / "m.onnx").write_bytes(onnx_model(*names, "gone.bin", "else/where.bin"))
+    (folder / "one.onnx").write_bytes(onnx_model("b.bin"))
+    (folder / "lost.onnx").write_bytes(onnx_model("gone.bin"))
+    version = Version(tmp_path, {"b.bin": bytes(8)})
+    one = version.error("runs/one.onnx")
+    assert one.message == "there are no tensors in runs/one.onnx, which is an onnx file"
+    assert one.hint == "its tensors are in runs/b.bin: name that instead"
+    for name in ("lost.onnx", "bare"):  # an index without a suffix is nobody's
+        hint = version.error(f"runs/{name}").hint
+        assert hint is not None
+        assert hint.startswith("for files as they are: ")
+    data = [f"ckpt-1.data-0000{number}-of-00002" for number in (0, 1)]
+    index = version.error("runs/ckpt-1.index")
+    assert index.message.endswith("ckpt-1.index, which is a tensorflow-index file")
+    assert index.hint == (
+        f"its tensors are in runs/{data[0]}, runs/{data[1]}: "
+        "name one of these, or the folder, instead"
+    )
+    assert stored_data_files(version.db, version.id, "runs/m.onnx") == [
+        f"runs/{name}" for name in sorted(names)
+    ]
+    for no_file in ("runs", "nowhere"):
+        assert stored_data_files(version.db, version.id, no_file) == []
+
+
+def test_many_files_beside(tmp_path: Path) -> None:
+    names = [f"{number}.bin" for number in range(5)]
+    files = {name: bytes(8) for name in names} | {"m.onnx": onnx_model(*names)}
+    hint = Version(tmp_path, files).error("m.onnx").hint
+    assert hint == (
+        "its tensors are in 0.bin, 1.bin, 2.bin and 2 more: "
+        "name one of these, or the folder, instead"
+    )
 
 
 def test_the_largest_of_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
