@@ -32,6 +32,8 @@ def show(call: Invocation, revision: str, tensors: bool) -> None:
 
     With the path of a file, that file and its tensors; with that of a folder, the files in it.
 
+    Opaque is a file of no format known here, or one that could not be taken apart into tensors.
+
     The stored size of a file or tensor is what its chunks take in the repository, also where
     other versions share them; that of all files together counts what they share once.
 
@@ -107,10 +109,9 @@ def _print_files(
     )
     for path, manifest in contents.items():
         tensors = sum(1 for _ in manifest.listed())
-        kind = manifest.format if manifest.format != "opaque" else ""
         table.add(
             text.visible(path),
-            kind,
+            manifest.format,
             f"{tensors:,}" if tensors else "",
             *size_cells(manifest.size, stored[path]),
         )

@@ -152,7 +152,7 @@ def print_tensors(listed: Sequence[Listed], namer: "Namer") -> None:
         output.data()
         table = Table(
             [
-                Column(text.visible(path), cut=cut_name),
+                _names_in(path),
                 Column("dtype"),
                 Column("shape"),
                 *([Column("kind", cut=cut_middle)] if kinds else []),
@@ -175,6 +175,17 @@ def print_tensors(listed: Sequence[Listed], namer: "Namer") -> None:
                 str(one.coding.depth),
             )
         table.print()
+
+
+def _names_in(path: str) -> Column:
+    """The column of the names of tensors in the file at `path`, which is its title."""
+    title = text.visible(path)
+
+    def cut(cell: str, width: int) -> str:
+        # The parts of a path that dots separate are no layers.
+        return (cut_middle if cell == title else cut_name)(cell, width)
+
+    return Column(title, cut=cut)
 
 
 def _size_cells(one: Listed) -> tuple[str, str, str]:

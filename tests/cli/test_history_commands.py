@@ -146,7 +146,7 @@ def test_show(first: str, mstore: Any) -> None:
     assert lines[0] == f"commit {first[:12]} (HEAD -> main)"
     table = lines[lines.index("    first") + 2 :]
     assert table[0].split() == ["file", "format", "tensors", "size", "stored", "share"]
-    assert table[1].split()[:3] == ["config.json", "13", "B"]
+    assert table[1].split()[:4] == ["config.json", "opaque", "13", "B"]
     assert table[2].split()[:5] == ["model.safetensors", "safetensors", "3", "66.8", "kB"]
     assert table[4].startswith("  3 files, 66.8 kB, stored in ")
 

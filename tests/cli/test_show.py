@@ -52,9 +52,26 @@ def test_one_file_and_its_tensors(model: str, mstore: Any) -> None:
     assert "config.json" not in table
 
 
+def test_paths_of_shards_differ_where_they_are_cut(
+    first: str, mstore: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mstore.cli.tables._line_width", lambda: 66)
+    for number in (1, 2):
+        long = {f"encoder.{number}.attention.self.query.projection.weight": np.zeros(3, "f4")}
+        mstore.write_model(f"model-0000{number}-of-00002.ckpt.safetensors", number, **long)
+    mstore.commit()
+    lines = [line.split() for line in mstore.ok("show", "--tensors").lines]
+    titles = [line[0] for line in lines if line[1:3] == ["dtype", "shape"]]
+    assert titles[:2] == [
+        "model-00001-of…pt.safetensors",
+        "model-00002-of…pt.safetensors",
+    ]
+    assert any(line[0].startswith("e.1.a.") for line in lines if line)
+
+
 def test_one_file_without_tensors(model: str, mstore: Any) -> None:
     lines = mstore.ok("show", "HEAD:config.json").lines
-    assert lines[3].split()[:3] == ["config.json", "13", "B"]
+    assert lines[3].split()[:4] == ["config.json", "opaque", "13", "B"]
     assert lines[4].startswith("  1 file, 13 B, stored in ")
     assert len(lines) == 5
 
