@@ -13,19 +13,26 @@ from mstore.ops.compare import Numbers
 _SHOWN = 40
 
 
-def print_diff(diff: Diff, *, tensors: bool, everything: bool) -> None:
-    """Print a diff; `tensors` with those that changed, of which `everything` shows all."""
+def print_diff(diff: Diff, *, tensors: bool, everything: bool, pattern: str | None = None) -> None:
+    """Print a diff; `tensors` with those that changed, of which `everything` shows all.
+
+    `pattern` is what limited the tensors that were looked at.
+    """
     output.data()
     _print_files(diff.files)
     if tensors and diff.tensors:
-        output.data()
         shown = diff.tensors if everything else diff.tensors[:_SHOWN]
-        _print_tensors(shown)
+        several = len(_by_file(diff, diff.tensors)) > 1
+        for path, changes in _by_file(diff, shown).items():
+            output.data()
+            if path and several:
+                output.data(f"  {click.style(text.visible(path), bold=True)}")
+            _print_tensors(changes)
         if more := len(diff.tensors) - len(shown):
             output.data(f"  … and {more} more tensors (all with -v)")
-        _print_broken(diff.tensors)
+        _print_broken(diff.tensors, paths=several)
     output.data()
-    _print_totals(diff.totals)
+    _print_totals(diff.totals, pattern)
 
 
 def _print_files(changes: Sequence[FileChange]) -> None:
@@ -54,6 +61,20 @@ def _data(change: FileChange) -> str:
             return ""
         return f"{'now' if executable else 'no longer'} executable"
     return f"{text.size(change.bytes_added)} new"
+
+
+def _by_file(diff: Diff, changes: Sequence[TensorChange]) -> dict[str, list[TensorChange]]:
+    """Changes by the path of the file, as it is now; by none where the row itself tells it."""
+    now = {file.old_path: file.path for file in diff.files if file.old_path is not None}
+    groups: dict[str, list[TensorChange]] = {}
+    for change in changes:
+        path = now.get(change.path, change.path) if change.after is None else change.path
+        groups.setdefault("" if _tells_path(change) else path, []).append(change)
+    return groups
+
+
+def _tells_path(change: TensorChange) -> bool:
+    return not change.name or change.kind is Change.MOVED
 
 
 def _print_tensors(changes: Sequence[TensorChange]) -> None:
@@ -115,26 +136,28 @@ def _number_cells(numbers: Numbers | None) -> tuple[str, ...]:
     return text.percent(numbers.fraction), relative, f"{numbers.largest:.3g}", cosine
 
 
-def _print_broken(changes: Sequence[TensorChange]) -> None:
-    """Say which tensors hold infinities or NaNs that they did not hold before."""
+def _print_broken(changes: Sequence[TensorChange], *, paths: bool) -> None:
+    """Say which tensors, `paths` of which file, hold infinities or NaNs that they did not hold."""
     for change in changes:
         numbers = change.numbers
         if numbers is not None and numbers.nonfinite_after > numbers.nonfinite_before:
             elements = text.count(numbers.nonfinite_after, "element")
-            problem = f"  {elements} of {_name(change)} infinite or not a number"
+            where = f" in {text.visible(change.path)}" if paths and change.name else ""
+            problem = f"  {elements} of {_name(change)}{where} infinite or not a number"
             before = numbers.nonfinite_before
             output.data(click.style(f"{problem} (before: {before:,})", fg="red", bold=True))
 
 
-def _print_totals(totals: Totals) -> None:
+def _print_totals(totals: Totals, pattern: str | None) -> None:
     output.data(f"files    {_counts(totals.files)}, {totals.unchanged_files} unchanged")
     removed, added = text.size(totals.bytes_removed), text.size(totals.bytes_added)
     output.data(f"data     {added} new, {removed} gone")
-    if totals.tensors:
-        same = totals.unchanged_tensors
-        output.data(
-            f"tensors  {_counts(totals.tensors)}" + (f", {same:,} unchanged" if same else "")
-        )
+    same = totals.unchanged_tensors
+    parts = [_counts(totals.tensors), f"{same:,} unchanged" if same else ""]
+    if told := ", ".join(part for part in parts if part):
+        output.data(f"tensors  {told}")
+    elif pattern is not None:
+        output.data(f"tensors  none that match {text.visible(pattern)} changed")
     if totals.elements:
         share = text.share(totals.changed_elements, totals.elements)
         output.data(f"numbers  {share} of {totals.elements:,} elements changed")

@@ -19,7 +19,9 @@ from mstore.ops.changes import Change
 from mstore.ops.diff import Diff, diff_sides, diff_under
 from mstore.ops.revisions import Located, files_of
 from mstore.ops.sides import Side, StoredSide, side_of
+from mstore.ops.without_tensors import data_files, instead, stored_data_files
 from mstore.progress import Progress
+from mstore.sources import FileSource, Folder, FolderOf
 
 
 @command(
@@ -56,8 +58,9 @@ def diff(
 
     Of a tensor it tells how many elements changed, how far it moved as a whole (the L2 norm of
     the change by that of what was), the largest change of one element, and the cosine between
-    before and after. Those that moved the most come first; all of them with -v. Reordered are those
-    whose values are the same, in another order of the elements or of their bytes.
+    before and after. Those that moved the most come first, and so do their files, where those of
+    several are shown; all of them with -v. Reordered are those whose values are the same, in
+    another order of the elements or of their bytes.
     """
     one, other = _ends(call, before, after)
     with progress(call, "comparing") as told:
@@ -71,6 +74,8 @@ def diff(
             found = diff_sides(
                 call.db, *sides, numbers=not stat, tensor=tensor, progress=told.advance
             )
+    for warning in dict.fromkeys((*_left_out(one), *_left_out(other))):
+        call.warn(text.visible(warning))
     if call.json:
         paths = {"before_path": one.path, "after_path": other.path} if one.path else {}
         ids = {"before": _hex(one.commit), "after": _hex(other.commit)}
@@ -79,19 +84,23 @@ def diff(
         call.note(_same(found) if one.path else "there is no difference")
     else:
         output.data(click.style(f"{one.label} → {other.label}", fg="yellow"))
-        print_diff(found, tensors=not stat, everything=call.verbose)
+        print_diff(found, tensors=not stat, everything=call.verbose, pattern=tensor)
     if exit_code and found:
         click.get_current_context().exit(ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """One of the two things compared: what to call it, the version, and the path meant in it."""
+    """One of the two things compared: what to call it, the version, and the path meant in it.
+
+    `data` gives the paths of the files beside it that have tensors of its own.
+    """
 
     label: str
     commit: Id | None
     path: str
     open: Callable[[Progress], Side]
+    data: Callable[[], list[str]] = list
 
 
 def _ends(call: Invocation, before: str | None, after: str | None) -> tuple[_End, _End]:
@@ -125,13 +134,21 @@ def _head(call: Invocation) -> Located | None:
 def _end(call: Invocation, what: Located | Path, path: str) -> _End:
     """A version, files of it at `path` if it does not say which, or a file on disk."""
     if isinstance(what, Path):
-        name = str(what)
-        return _End(text.visible(name), None, name, lambda told: file_side(call.db, name, told))
+        place, name = what, str(what)
+        return _End(
+            *(text.visible(name), None, name),
+            lambda told: file_side(call.db, name, told),
+            lambda: _data_on_disk(place, name),
+        )
     if path and not what.path:
         what = files_of(call.db, what.commit, what.revision, path)
     side = side_of(call.db, what)
     label = ":".join(part for part in (text.short(what.commit), text.visible(what.path)) if part)
-    return _End(label, what.commit, what.path, lambda _: side)
+    return _End(
+        *(label, what.commit, what.path),
+        lambda _: side,
+        lambda: stored_data_files(call.db, what.commit, what.path),
+    )
 
 
 def _nothing(call: Invocation) -> _End:
@@ -155,7 +172,26 @@ def _working(call: Invocation, path: str) -> _End:
         None,
         path,
         open_side,
+        lambda: _data_on_disk(call.worktree_reader().directory / path, path),
     )
+
+
+def _data_on_disk(place: Path, name: str) -> list[str]:
+    """What `data_files` finds for a file that is called `name`; none for a folder."""
+    if not place.is_file():
+        return []
+    source = FileSource(place)
+    try:
+        data = data_files(source, FolderOf(Folder(place.parent), place.name))
+    finally:
+        source.close()
+    return [name.removesuffix(place.name) + one for one in data]
+
+
+def _left_out(end: _End) -> list[str]:
+    """What to say of tensors that a file keeps in another one, which is not compared."""
+    data = end.data()
+    return [f"{end.path} keeps tensors in {instead(data)} to compare them"] if data else []
 
 
 def _same(found: Diff) -> str:

@@ -1,10 +1,13 @@
 """`mstore diff` of files: in two versions, in one, and on disk."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 
 @pytest.fixture
@@ -77,6 +80,129 @@ def test_with_files_on_disk(model: str, mstore: Any, tmp_path: Path) -> None:
     found = mstore.json("diff", str(other), "runs/changed.npz")
     assert (found["before"], found["after"]) == (None, None)
     assert found["totals"]["tensors"] == {"modified": 3}
+
+
+def test_no_tensor_of_such_a_name(model: str, first: str, mstore: Any) -> None:
+    both = ("main~1:model.safetensors", "main:same.npz")
+    for ends in (("main~1", "main"), both, ("main", "main"), ()):
+        for more in ((), ("--exit-code",), ("--stat",), ("--json",)):
+            ran = mstore("diff", *ends, "--tensor", "nope*", *more)
+            assert (ran.code, ran.out) == (1, "")
+            assert ran.error == "there is no tensor 'nope*' in either of the two"
+            assert ran.hint == "see: mstore show REV --tensors"
+    near = mstore("diff", *both, "--tensor", "encoder.0.bais")
+    assert near.hint == "nearest names: encoder.0.bias, encoder.0.weight"
+    exact = mstore.ok("diff", *both, "--tensor", "encoder.0.bias", "--exit-code")
+    assert exact.err == "there is no difference: 1 tensor of the same values\n"
+
+
+def test_tensors_that_are_the_same_in_files_that_differ(first: str, mstore: Any) -> None:
+    Path("config.json").write_text("other")
+    said = "tensors  none that match encoder.* changed"
+    assert said in mstore.ok("diff", "--tensor", "encoder.*").lines
+    assert said in mstore.ok("diff", "--tensor", "encoder.*", "--stat").lines
+    assert not any(line.startswith("tensors") for line in mstore.ok("diff").lines)
+    mstore.write_model("model.safetensors", 1, steps=np.array(2))
+    assert "tensors  2 unchanged" in mstore.ok("diff", "--tensor", "encoder.*").lines
+
+
+def tables(lines: list[str]) -> dict[str, list[str]]:
+    """The tensors by the line above the titles of their table."""
+    found: dict[str, list[str]] = {}
+    names = None
+    for above, line in pairwise(lines):
+        if "dtype and shape" in line:
+            names = found.setdefault(above.strip(), [])
+        elif not line or line.startswith("  …"):
+            names = None
+        elif names is not None:
+            names.append(line[line.index("vars") :].split("  ")[0] if "vars" in line else line)
+    return found
+
+
+def test_rows_of_several_files(first: str, mstore: Any) -> None:
+    def write(seed: int, scale: float, **more: np.ndarray) -> None:
+        for path in ("a.npz", "b.npz"):
+            arrays = {f"vars/{n}": np.full(8, n + seed * scale) for n in (1, 2)}
+            np.savez(path, **arrays, **more)
+            scale *= 100
+        np.save("alone.npy", np.full(4, seed))
+        np.save("other.npy", np.full(4, seed + 1))
+
+    write(0, 1)
+    mstore.commit()
+    write(1, 1)
+    lines = mstore.ok("diff").lines
+    assert tables(lines) == {
+        "b.npz": ["vars/1", "vars/2"],
+        "": [line for line in lines if line.startswith(("  alone.npy", "  other.npy"))],
+        "a.npz": ["vars/1", "vars/2"],
+    }
+    assert len(tables(lines)[""]) == 2
+    assert lines.index("  b.npz") < lines.index("  a.npz")
+    one = tables(mstore.ok("diff", "--tensor", "a.npz:*").lines)
+    assert one == {"": ["vars/1", "vars/2"]}
+    # What is shown of one file alone may not be all.
+    write(1, 1, **{f"vars/{n}": np.zeros(2) for n in range(10, 60)})
+    lines = mstore.ok("diff").lines
+    assert list(tables(lines)) == ["a.npz"]
+    assert "  … and 66 more tensors (all with -v)" in lines
+    assert {len(names) for names in tables(mstore.ok("diff", "-v").lines).values()} == {52, 2}
+
+
+def test_rows_of_one_file_that_is_called_otherwise(model: str, mstore: Any) -> None:
+    arrays = mstore.arrays(2)
+    del arrays["steps"]
+    np.savez("runs/changed.npz", **arrays)
+    lines = mstore.ok("diff", "main:same.npz", "runs/changed.npz").lines
+    assert sum("dtype and shape" in line for line in lines) == 1
+    assert [line.split()[0] for line in lines[5:8]] == ["removed", "modified", "modified"]
+
+
+def test_broken_numbers_of_several_files(first: str, mstore: Any) -> None:
+    for path in ("a.npz", "b.npz"):
+        np.savez(path, w=np.zeros(8))
+    mstore.commit()
+    for path in ("a.npz", "b.npz"):
+        np.savez(path, w=np.full(8, np.nan))
+    lines = mstore.ok("diff").lines
+    assert "  8 elements of w in a.npz infinite or not a number (before: 0)" in lines
+    lines = mstore.ok("diff", "main:a.npz", "a.npz").lines
+    assert "  8 elements of w infinite or not a number (before: 0)" in lines
+
+
+def test_tensors_in_a_file_beside(first: str, mstore: Any, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        tensor = numpy_helper.from_array(np.arange(9, dtype=np.float32), "w")
+        node = helper.make_node("Identity", ["w"], ["y"])
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [9])
+        made = helper.make_model(helper.make_graph([node], "g", [], [output], [tensor]))
+        onnx.save_model(made, folder / "m.onnx")
+        options = {"save_as_external_data": True, "size_threshold": 0, "location": "ext.bin"}
+        onnx.save_model(made, folder / "ext.onnx", **options)
+
+    write(Path("runs"))
+    mstore.commit()
+    warning = (
+        "warning: runs/ext.onnx keeps tensors in runs/ext.bin: name that instead to compare them"
+    )
+    ran = mstore.ok("diff", "main:runs/m.onnx", "main:runs/ext.onnx")
+    assert "tensors  1 removed" in ran.lines
+    assert ran.err.splitlines() == [warning]
+    ran = mstore.ok("diff", "main:runs/ext.onnx")
+    assert ran.err.splitlines() == [warning, "there is no difference"]
+    for ends in (("main:runs/m.onnx", "main:runs/ext.bin"), ("main:runs", "main:runs")):
+        ran = mstore.ok("diff", *ends)
+        assert "there is no difference" in ran.err
+        assert "warning" not in ran.err
+    write(tmp_path / "else")
+    on_disk = tmp_path / "else" / "ext.onnx"
+    ran = mstore.ok("diff", "main:runs/m.onnx", str(on_disk))
+    assert ran.err == (
+        f"warning: {on_disk} keeps tensors in {on_disk.parent}/ext.bin: "
+        "name that instead to compare them\n"
+    )
 
 
 def test_what_cannot_be_compared(model: str, mstore: Any) -> None:
