@@ -38,6 +38,7 @@ FORMATS: list[Format] = [
     LaterFormat("npy", "npy", "NpyFormat", _begins(rb"\x93NUMPY")),
     LaterFormat("gguf", "gguf", "GgufFormat", _begins(rb"GGUF")),
     LaterFormat("torch-export", "torch_export", "TorchExportFormat", _is_zip),
+    LaterFormat("torch-export", "torch_export_old", "OldTorchExportFormat", _is_zip),
     LaterFormat("torch", "torch_zip", "TorchFormat", _is_zip),
     LaterFormat("torch", "torch_legacy", "TorchLegacyFormat", _is_old_torch),
     LaterFormat("keras", "keras", "KerasFormat", _is_zip),

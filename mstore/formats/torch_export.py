@@ -20,9 +20,11 @@ model. What those hold is described, too.
 Left out, with a note, are tensors with a size that is an expression, those that are not dense or
 of no `DType`, and those that were saved without values.
 
-Versions before 2.8 wrote zip archives with files of `torch.save` in them, which
-`mstore.formats.nested` describes. Source: torch/export/pt2_archive/_package.py of PyTorch 2.6 to
-2.13.
+So are those of an archive that says it is of a machine of the other byte order: PyTorch writes that
+but does not read it, so what their values are is not for this file alone to say.
+
+Versions before 2.8 wrote zip archives without a folder, see `mstore.formats.torch_export_old`.
+Source: torch/export/pt2_archive/_package.py of PyTorch 2.6 to 2.13.
 """
 
 import re
@@ -39,7 +41,6 @@ from mstore.formats.shifting import Contents, cover_all
 from mstore.formats.torch_archive import folded, is_big_endian, place, window
 from mstore.formats.torch_export_archive import (
     COMPILED,
-    CONFIGURED,
     GRAPHS,
     Archive,
     Loaded,
@@ -47,7 +48,7 @@ from mstore.formats.torch_export_archive import (
     find_harm,
     open_archive,
 )
-from mstore.formats.torch_export_graph import graph_findings
+from mstore.formats.torch_export_graph import GraphJudge
 from mstore.formats.torch_legacy import TorchLegacyFormat
 from mstore.formats.torch_storages import arrange
 from mstore.formats.torch_tensors import Use
@@ -61,7 +62,6 @@ _FIRST = re.compile(rb"[^/]+/(data/(weights|constants|sample_inputs|aotinductor)
 _NATIVE = (".so", ".dll", ".dylib", ".pyd", ".cpp", ".cubin", ".ptx", ".hsaco")
 _OF_TORCH: tuple[Format, ...] = (TorchFormat(), TorchLegacyFormat())
 _PICKLE = PickleFormat()
-_MAX_TOLD = 2
 
 Left = list[tuple[str, str]]  # what is left out, and why
 
@@ -92,15 +92,9 @@ class TorchExportFormat(Format):
         archive = open_archive(reader, members, folder)
         big_endian = is_big_endian(reader, archive.members.get("byteorder"))
         tensors, notes = _tensors(archive, big_endian=big_endian)
-        held, left = _held(reader, archive.loaded)
-        parts = [tensors]
-        for one in held:
-            contents, note = one.described()
-            parts.append(contents)
-            if note:
-                left.append((one.path, note))
-        layout = cover_all(self.name, reader.size, parts)
-        notes.append(note_on(left, "{} of its members are not understood"))
+        held, note = described(reader, archive.loaded)
+        layout = cover_all(self.name, reader.size, [tensors, *held])
+        notes.append(note)
         if compiled := len(dict(_compiled(archive))):
             notes.append(f"opaque bytes for {compiled} compiled models")
         return layout, "; ".join(note for note in notes if note) or None
@@ -112,10 +106,9 @@ class TorchExportFormat(Format):
             return [Finding("dangerous", harm, folder)]
         archive = open_archive(reader, members, folder)
         found = [*_code(archive), *_objects(archive)]
-        held, left = _held(reader, archive.loaded)
-        parts = [*held, *_graphs(reader, archive), *(_Unjudged(path, why) for path, why in left)]
+        graphs = [member for _, member in archive.within(GRAPHS)]
         try:
-            return found + judge_all(parts, _findings)
+            return found + judged(reader, archive.loaded, graphs)
         except (FormatError, LimitExceededError):
             if all(one.danger != "dangerous" for one in found):
                 raise
@@ -124,10 +117,11 @@ class TorchExportFormat(Format):
 
 @dataclass(frozen=True, slots=True)
 class _Graph:
-    """A graph or a configuration, which is the member at `path`."""
+    """A graph, which is the member at `path`."""
 
     path: str
     window: WindowReader
+    judge: GraphJudge
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +132,39 @@ class _Unjudged:
     why: str
 
 
+def described(reader: ByteReader, loaded: Iterable[Loaded]) -> tuple[list[Contents], str | None]:
+    """The tensors of members that are files of their own, and which are not understood."""
+    held, left = _held(reader, loaded)
+    parts: list[Contents] = []
+    for one in held:
+        contents, note = one.described()
+        parts.append(contents)
+        if note:
+            left.append((one.path, note))
+    return parts, note_on(left, "{} of its members are not understood")
+
+
+def judged(
+    reader: ByteReader, loaded: Iterable[Loaded], graphs: Iterable[zipdir.Member]
+) -> list[Finding]:
+    """What loading members does. Raises the error of one that cannot be judged, if none is bad."""
+    held, left = _held(reader, loaded)
+    parts: list[Held | _Graph | _Unjudged] = [*held, *(_Unjudged(path, why) for path, why in left)]
+    judge = GraphJudge()
+    for member in graphs:
+        if member.method == zipdir.STORED:
+            parts.append(_Graph(member.name, window(reader, member), judge))
+        else:
+            parts.append(_Unjudged(member.name, "is compressed"))
+    return judge_all(parts, _findings)
+
+
 def _findings(part: Held | _Graph | _Unjudged) -> list[Finding]:
     """What loading a member would do; raises FormatError, LimitExceededError if nobody knows."""
     if isinstance(part, Held):
         return part.findings()
     if isinstance(part, _Graph):
-        return graph_findings(part.window, part.path)
+        return part.judge.findings(part.window, part.path)
     raise FormatError(f"nobody knows what loading it does: it {part.why}")
 
 
@@ -165,7 +186,9 @@ def _tensors(archive: Archive, *, big_endian: bool) -> tuple[Contents, list[str 
             left.append((payload.name, payload.why))
         elif payload.use is not None:
             size = archive.members[folded(payload.path)].size
-            if not size and 0 not in payload.use.shape:
+            if big_endian:
+                left.append((payload.name, "is said to be big-endian, which PyTorch does not heed"))
+            elif not size and 0 not in payload.use.shape:
                 left.append((payload.name, "was saved without values"))
             else:
                 uses.append(payload.use)
@@ -175,7 +198,7 @@ def _tensors(archive: Archive, *, big_endian: bool) -> tuple[Contents, list[str 
     for use in uses:
         if use.dtype and places[use.storage.key].size % use.dtype.itemsize:
             raise FormatError(f"its storage {quote(use.storage.key)} ends inside an element")
-    tensors, note = arrange(uses, places, big_endian=big_endian)
+    tensors, note = arrange(uses, places, big_endian=False)
     return tensors, [
         note,
         note_on(left, "{} of its tensors are not understood"),
@@ -250,13 +273,3 @@ def _objects(archive: Archive) -> Iterator[Finding]:
         elif payload.reading == "unknown":
             what = f"has something unknown for its constant {quote(payload.name)}"
             yield Finding("unknown", what, payload.path)
-
-
-def _graphs(reader: ByteReader, archive: Archive) -> Iterator[_Graph | _Unjudged]:
-    """The graphs and the configurations."""
-    for path, member in archive.members.items():
-        if path.startswith(GRAPHS) or path.endswith(CONFIGURED):
-            if member.method == zipdir.STORED:
-                yield _Graph(member.name, window(reader, member))
-            else:
-                yield _Unjudged(member.name, "is compressed")

@@ -27,9 +27,7 @@ COMPILED, GRAPHS = "data/aotinductor/", "models/"
 _MARK, _MARKED = "archive_format", b"pt2"
 _INPUTS = "data/sample_inputs/"
 _CONFIGS = {WEIGHTS: "_weights_config.json", CONSTANTS: "_constants_config.json"}
-CONFIGURED = tuple(_CONFIGS.values())
-"""What the paths of configurations end with."""
-
+_CONFIGURED = tuple(_CONFIGS.values())
 _OF_2_8 = ".pt"  # behind a model's name: the file of torch.save with all that is its own
 _ALSO_TORCH = "is also a file of torch.save, whose pickle is run by loading it as one"
 
@@ -102,7 +100,7 @@ def as_written(member: zipdir.Member, path: str) -> str:
 def _payloads(reader: ByteReader, members: Mapping[str, zipdir.Member]) -> Iterator[Payload]:
     """The entries of all configurations."""
     models = _models(members)
-    configs = [path for path in models if path.endswith(CONFIGURED)]
+    configs = [path for path in models if path.endswith(_CONFIGURED)]
     if sum(members[path].size for path in configs) > MAX_CONFIG:
         raise LimitExceededError(f"its configurations have more than {MAX_CONFIG} bytes")
     count = 0
