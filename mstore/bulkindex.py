@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mstore.distinct import distinct
 from mstore.errors import CorruptDataError, NotFoundError
 from mstore.ids import ID_SIZE, Buffer
 from mstore.index import MAX_OFFSET, ROW_SIZE, Index, assemble
@@ -301,7 +302,7 @@ def _renumbered(
     numbers: NDArray[np.uint32], names: Sequence[str]
 ) -> tuple[list[str], NDArray[np.uint32]]:
     """The names in use, each once, and `numbers` as places in that shorter list."""
-    used = np.unique(numbers)
+    used = distinct(numbers)
     unique = sorted({names[number] for number in used})
     place = {name: at for at, name in enumerate(unique)}
     table = np.zeros(len(names) + 1, np.uint32)
@@ -314,7 +315,7 @@ def _renumbered_bases(
     numbers: NDArray[np.uint32], bases: bytes
 ) -> tuple[bytes, NDArray[np.uint32]]:
     """The base ids in use, each once, and `numbers` (0: none, else 1 + place) as places there."""
-    used = np.unique(numbers[numbers > 0])
+    used = distinct(numbers[numbers > 0])
     place: dict[bytes, int] = {}
     table = np.zeros(len(bases) // ID_SIZE + 1, np.uint32)
     for number in used:

@@ -16,6 +16,7 @@ import numpy as np
 from mstore.bulkindex import as_ids, columns, locate, locate_with_bases, merge
 from mstore.codecs import general
 from mstore.database import Database
+from mstore.distinct import distinct
 from mstore.errors import MstoreError, NotFoundError, StorageError
 from mstore.ids import Buffer, Id, Kind
 from mstore.index import Index, IndexRef, encode_entries, new_index_name
@@ -299,7 +300,7 @@ class Session:
                 found = locate_with_bases(indexes, as_ids(bytes(shelf.relied) + bases))
             except NotFoundError:
                 raise StaleSessionError from None
-            keys.update(pack_key(found.packs[at]) for at in np.unique(found.rows["pack"]))
+            keys.update(pack_key(found.packs[at]) for at in distinct(found.rows["pack"]))
         if not all(self._is_safe(root, key) for key in keys):
             raise StaleSessionError
 

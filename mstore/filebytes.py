@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mstore.bulkindex import as_ids
 from mstore.chunkreader import ChunkReader, MemorySink, Wanted
+from mstore.distinct import distinct
 from mstore.objects import Manifest, SegmentChunks
 
 HOLD_BYTES = 64 << 20
@@ -133,7 +134,7 @@ class FileBytes(ABC):
         touched = [np.arange(low, high) for low, high in spans]
         if len(touched) == 1:
             return touched[0], [0]
-        numbers = np.unique(np.concatenate([np.zeros(0, np.int64), *touched]))
+        numbers = distinct(np.concatenate([np.zeros(0, np.int64), *touched]))
         return numbers, np.searchsorted(numbers, first).tolist()
 
 

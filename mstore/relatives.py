@@ -16,6 +16,7 @@ from mstore.chunking import piece_size
 from mstore.codecs.estimate import delta_share
 from mstore.codecs.words import comparable, word_type
 from mstore.database import Database
+from mstore.distinct import distinct
 from mstore.ids import Id
 from mstore.layout import Layout, Tensor
 from mstore.objects import Manifest, SegmentChunks
@@ -130,7 +131,7 @@ class Relatives:
         if len(sketches) > _LARGEST + _ALL_OVER:
             lengths = [layout.segments[number].length for number in sketches["segment"].tolist()]
             places = np.linspace(0, len(sketches) - 1, _ALL_OVER).astype(np.intp)
-            few = np.union1d(places, np.argsort(lengths)[-_LARGEST:])
+            few = distinct(np.concatenate((places, np.argsort(lengths)[-_LARGEST:])))
             if not any(nearest(storage, refs, sketches[few])):
                 return [[] for _ in sketches]
         return nearest(storage, refs, sketches)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mstore.codecs.words import Words, cast, word_type
+from mstore.distinct import distinct
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import MstoreError
 from mstore.ids import Id
@@ -133,7 +134,7 @@ def nearest(storage: Storage, refs: Iterable[SketchRef], rows: Rows) -> list[lis
     An object of sketches that is damaged, or gone, is passed over.
     """
     found: list[dict[Id, Like]] = [{} for _ in rows]
-    keys = np.unique(rows["class"]).tolist() if len(rows) else []
+    keys = distinct(rows["class"]).tolist()
     for ref in refs if keys else ():
         with suppress(MstoreError):
             sketches = Sketches.open(storage, ref)

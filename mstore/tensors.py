@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mstore.bulkindex import as_ids
 from mstore.chunkreader import ChunkReader, ManySink, MemorySink, Wanted
+from mstore.distinct import distinct
 from mstore.layout import Tensor
 from mstore.numpy_dtypes import Array, NumpyDType, array_from_bytes, dtype_of, numpy_dtype
 from mstore.objects import SegmentChunks
@@ -222,7 +223,7 @@ class SegmentTensor(TensorView):
         if not row_bytes or not rows.size:
             empty: Array = np.empty(shape, self.dtype)[index]
             return empty
-        first = np.unique(rows) * row_bytes
+        first = distinct(rows) * row_bytes
         touched = np.zeros(self._segment.count + 1, np.int64)
         np.add.at(touched, first // self._segment.piece, 1)
         np.add.at(touched, (first + row_bytes - 1) // self._segment.piece + 1, -1)

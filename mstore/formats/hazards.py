@@ -23,12 +23,11 @@ Verdict = Literal["dangerous", "malformed", "unknown", "ok", "opaque"]
 DANGERS: Final[Sequence[Danger]] = ("dangerous", "unknown", "allowed")
 """What a finding may be, worst first."""
 
-_OPCODES = frozenset(
-    b"()012BCFGIJKLMNPQRSTUVX]abcdeghijlopqrstu}"
-    b"\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f"
-    b"\x90\x91\x92\x93\x94\x95\x96\x97\x98"
+_FIRST_OPCODES = frozenset(
+    b"()BCFGIJKLMNPSTUVX]ci}\x80\x82\x83\x84\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x95\x96\x97"
 )
-"""What a pickle can begin with, but for the end."""
+"""What a pickle can begin with: opcodes that need no value before them, no mark and no memo; and
+INST, whose name an unpickler in Python looks up before it misses the mark."""
 
 _PICKLES = ("pickle", "joblib")
 _MAX_CONFIG = 4 << 20
@@ -136,7 +135,7 @@ def _harm_as_pickle(reader: ByteReader) -> list[Finding]:
     libraries go by the name of a file, or by what they are told. Nearly all files that are no
     pickle break off after a few opcodes, most at the first.
     """
-    if not _OPCODES.issuperset(reader.read(0, 1)):
+    if not _FIRST_OPCODES.issuperset(reader.read(0, 1)):
         return []
     from mstore.formats.pickle_file import find_deeds
     from mstore.formats.pickle_stack import new_account

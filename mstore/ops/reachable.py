@@ -8,10 +8,9 @@ looked through before a ref is set to it again.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from mstore.bulkindex import as_ids, locate_with_bases
 from mstore.database import Database
+from mstore.distinct import distinct
 from mstore.errors import ConflictError, MstoreError, NotFoundError
 from mstore.ids import Id
 from mstore.pack import pack_key
@@ -50,7 +49,7 @@ def with_rescued(db: Database, root: Root, commits: Iterable[Id]) -> Root:
             located = locate_with_bases(db.opened(refs), as_ids(bytes(ids)))
         except NotFoundError:
             raise _gone(lost[0]) from None
-        keys.update(pack_key(located.packs[at]) for at in np.unique(located.rows["pack"]))
+        keys.update(pack_key(located.packs[at]) for at in distinct(located.rows["pack"]))
     if keys & root.doomed or any(db.storage.head(key) is None for key in keys):
         raise _gone(lost[0])
     return replace(root, condemned=root.condemned - keys)
