@@ -1,6 +1,7 @@
 """Classes 18 to 30: pickles by themselves, in archives of torch, and of joblib."""
 
 import io
+import json
 import os
 import pickle
 import struct
@@ -10,7 +11,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 from hostile_archives import archive
-from table import DESCRIBED, FORMAT, LIMIT, UNSAFE, hostile
+from table import DESCRIBED, FORMAT, HARMFUL, LIMIT, UNSAFE, hostile
 
 GADGETS = [
     *("builtins eval", "builtins exec", "builtins compile", "builtins getattr", "builtins open"),
@@ -302,6 +303,27 @@ def code_and_old_archives(folder: Path) -> None:
     magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2)
     rest = pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
     (folder / "legacy.pt").write_bytes(magic + rest + call("os system"))
+
+
+@hostile(27, HARMFUL)
+def code_in_graphs(folder: Path) -> None:
+    """Archives of torch.export, new and old, of whose graphs PyTorch makes Python code."""
+    payload = "__import__('os').system('true')"
+    config = b'{"config": {}}'
+    many = [f'"expr_str": "{"s0+" * 1300}{number}"' for number in range(900)]
+    for name, graph in {
+        "name": json.dumps({"name": f"x={payload}"}),
+        "size": json.dumps({"expr_str": payload}),
+        "guard": json.dumps({"guards_code": [f"True, {payload}"]}),
+        "quadratic": json.dumps({"expr_str": "a" * 4_000_000}),
+        "many": ", ".join([*many, json.dumps({"name": payload})]),
+        "behind": '"a", ' * 2_000_000 + json.dumps({"name": payload}),
+    }.items():
+        new = {"m/models/model.json": graph.encode(), "m/archive_format": b"pt2"}
+        new |= {f"m/data/{one}/model_{one}_config.json": config for one in ("weights", "constants")}
+        (folder / f"{name}.pt2").write_bytes(archive(new))
+        old = {"version": b"8.8", "serialized_exported_program.json": graph.encode()}
+        (folder / f"{name}_old.pt2").write_bytes(archive(old))
 
 
 @hostile(28, FORMAT)

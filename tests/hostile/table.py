@@ -9,6 +9,7 @@ LIMIT = "LimitExceededError"
 UNSAFE = "UnsafeInputError"
 OPAQUE = "not recognised"
 DESCRIBED = "described"
+HARMFUL = "described, and told to be dangerous"
 
 Write = Callable[[Path], None]
 
@@ -18,8 +19,9 @@ class Hostile:
     """One way to do harm: files of class `number`, and what may come of them.
 
     Each file is refused by `Format.layout` with one of the errors in `outcomes`; or it is `OPAQUE`,
-    when no parser sees its own format in it; or `DESCRIBED`, when it is odd but does no harm. Files
-    called `beside*` only belong to the hostile ones.
+    when no parser sees its own format in it; or `DESCRIBED`, when it is odd but does no harm; or
+    `HARMFUL`, when it is told that loading it does harm, and reading its tensors here does none.
+    Files called `beside*` only belong to the hostile ones.
     """
 
     number: int

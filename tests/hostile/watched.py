@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from table import HARMFUL
+
 from mstore import formats
 from mstore.errors import MstoreError
 from mstore.formats import detect, hdf5_process
@@ -152,7 +154,8 @@ def _described(path: Path, watch: Watch) -> dict[str, object]:
                 layout = found.layout(source)
                 detect.examine(found, source, beside)
                 outcome = "described"
-                found.findings(source)
+                if any(one.danger == "dangerous" for one in found.findings(source)):
+                    outcome = HARMFUL
                 covered = sum(segment.length for segment in layout.segments)
                 assert covered == layout.size == source.size
         except MstoreError as error:
