@@ -30,7 +30,7 @@ MAX_STOPS = 500_000
 """Most texts of all graphs that are looked at one by one."""
 
 MAX_JUDGED = 4 << 20
-"""Most bytes of those of them that differ."""
+"""Most bytes of those of them that differ, and 32 more for each."""
 
 MAX_TOLD = 1000
 """Most findings of a graph."""
@@ -168,7 +168,7 @@ class GraphJudge:
         if (key, raw) in self._known or self._dangerous:
             return
         self._known.add((key, raw))
-        self._left -= len(raw)
+        self._left -= len(raw) + 32
         if self._left < 0:
             raise LimitExceededError("it has too much text to be judged")
         for deed in _deeds(key, raw):

@@ -391,7 +391,7 @@ def test_a_long_graph_is_judged_everywhere(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "value"), [("MAX_STOPS", 3), ("MAX_JUDGED", 20), ("MAX_GRAPH", 90)]
+    ("limit", "value"), [("MAX_STOPS", 3), ("MAX_JUDGED", 100), ("MAX_GRAPH", 90)]
 )
 def test_limits(monkeypatch, limit, value):
     sizes = b",".join(b'"expr_str": "%d*s0"' % number for number in range(9))
