@@ -58,8 +58,9 @@ _OPERATION = (
     rb"(?:\.[A-Za-z]\w*+)?|torch\._?sym_[a-z]\w*+|math\.[a-z]\w*+"
     rb"|_operator\.(?:eq|ne|[lg][et]|neg|pos|abs|inv|invert|mul|add|sub|floordiv|truediv|mod|pow"
     rb"|and_|or_|xor|not_|[lr]shift|getitem|index|matmul)"
-    rb"|torch\._functorch\.predispatch\._(?:(?:add|remove)_batch_dim|unwrap_for_grad"
-    rb"|(?:vmap|jvp)_(?:in|de)crement_nesting|(?:make|unpack|enter|exit)_dual(?:_level)?)"
+    rb"|torch\._functorch\.predispatch\.(?:lazy_load_decompositions|_unwrap_for_grad"
+    rb"|_(?:add|remove)_batch_dim"
+    rb"|_(?:vmap|jvp)_(?:in|de)crement_nesting|_(?:make|unpack|enter|exit)_dual(?:_level)?)"
 )
 _SYMBOL = (
     rb"(?:Mul\(Integer\(\d{1,9}\), )?+Symbol\('[a-z]{1,4}\d{1,9}'(?:, [a-z]{1,20}=True)*+\)\)?+"

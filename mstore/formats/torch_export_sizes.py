@@ -18,9 +18,9 @@ _MAX_POWER = 10_000  # of all exponents multiplied
 
 _NUMBER = r"\d{1,20}+(?:\.\d{0,30}+)?+(?:e[+-]?\d{1,3}+)?+(?![\w.])"
 _SYMBOLS = re.compile(
-    rf"(?<!\w)(?:Symbol\('[A-Za-z]\w{{0,60}}+'(?:, [a-z_]{{1,20}}=(?:True|False))*+\)"
-    rf"|Integer\((-?{_NUMBER})\)|Float\('(-?{_NUMBER})'(?:, [a-z]{{1,9}}=\d{{1,4}})?+\)"
-    r"|Rational\((-?\d{1,9}), \d{1,9}\))",
+    rf"(?<!\w)(?:Symbol\('[A-Za-z]\w{{0,60}}+'(?:, ?[a-z_]{{1,20}}=(?:True|False))*+\)"
+    rf"|Integer\((-?{_NUMBER})\)|Float\('(-?{_NUMBER})'(?:, ?[a-z]{{1,9}}=\d{{1,4}})?+\)"
+    r"|Rational\((-?\d{1,9}), ?\d{1,9}\))",
     re.ASCII,
 )
 _INPUTS = re.compile(

@@ -95,6 +95,15 @@ class Unknown(nn.Module):
         return torch.zeros(size * 3 + 1).reshape(-1)[: size // 2]
 
 
+class Mapped(nn.Module):
+    """What is mapped over rows, and what has no gradient."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = x * 2
+        return torch.vmap(lambda row: row.sin() + 1)(y)
+
+
 AUTO = torch.export.Dim.AUTO
 REAL = {
     "dynamic": (Dynamic(), (torch.ones(8, 3),), {}, {"x": {0: AUTO}}),
@@ -106,6 +115,7 @@ REAL = {
         None,
     ),
     "recurrent": (Recurrent(), (torch.ones(2, 3, 16),), {}, ({2: AUTO},)),
+    "mapped": (Mapped(), (torch.ones(3, 4),), {}, None),
     "unknown": (Unknown(), (torch.tensor([5, 6]),), {}, None),
 }
 
@@ -146,6 +156,7 @@ SIZES = [
     "s0**2*s1",
     "Max(1, s0//2)",
     "Symbol('s0', positive=True, integer=True)",
+    "Add(Symbol('s0',integer=True),Integer(-3))",
     "Mul(Float('1.5e-3', precision=53), ToFloat(Symbol('s0')))",
     "Pow(Symbol('s0', integer=True), Integer(2))",
     "Pow(Add(Symbol('s0'), Integer(1)), Rational(1, 2))",
