@@ -73,7 +73,7 @@ def header_over_100_mb(folder: Path) -> None:
         file.truncate(100_000_100)
 
 
-@hostile(3, FORMAT, LIMIT)
+@hostile(3, LIMIT)
 def header_of_two_to_the_64(folder: Path) -> None:
     """The largest length there is, and others that overflow."""
     for name, length in {"all": 2**64 - 1, "signed": 2**63, "wraps": 2**64 - 8}.items():
@@ -186,7 +186,7 @@ def header_of_npy(folder: Path) -> None:
         (folder / f"{name}.npy").write_bytes(npy(good % shape, bytes(8)))
 
 
-@hostile(12, FORMAT, LIMIT)
+@hostile(12, FORMAT)
 def huge_shape(folder: Path) -> None:
     """A shape of 2^60 with a body of eight bytes."""
     header = "{'descr': '%s', 'fortran_order': False, 'shape': (%s), }"

@@ -162,7 +162,7 @@ def dotted_names(folder: Path) -> None:
         (folder / f"{number}.pt").write_bytes(torch_file(made))
 
 
-@hostile(21, UNSAFE, FORMAT)
+@hostile(21, UNSAFE)
 def payload_before_broken_tail(folder: Path) -> None:
     """A call that would have run when the reader comes to what is broken."""
     payload = call("os system")[:-1]
