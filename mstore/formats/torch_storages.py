@@ -151,7 +151,7 @@ class _Plan:
             dtype, shape = self._as_stored(use.dtype), _packed(use.dtype, use.shape)
             seen_whole = whole or place.coded
             tensor = Tensor(
-                name, dtype, shape, order if seen_whole and order else "C", use.quantised
+                name, dtype, shape, order if seen_whole and order else "C", use.stands_for
             )
             if place.coded:
                 self.views.append(View(tensor, place.coded))

@@ -32,6 +32,13 @@ DTYPES = {dtype.numpy: dtype for dtype in BY_NAME.values() if not dtype.big_endi
 DTYPES["float4_e2m1fn_x2"] = BY_NAME["f4"]  # two in each byte
 """Element types by the names that torch has for them, without `torch.`."""
 
+_STAND_INS = {
+    "complex32": (BY_NAME["f16"], 2),  # the real and the imaginary part
+    "bits16": (BY_NAME["u16"], 1),
+    **dict.fromkeys(("bits8", "bits4x2", "bits2x4", "bits1x8"), (BY_NAME["u8"], 1)),
+}
+"""Types that have no `DType`: the one whose numbers they are made of, and how many make one."""
+
 _QUANTISED = {"qint8": BY_NAME["i8"], "quint8": BY_NAME["u8"], "qint32": BY_NAME["i32"]}
 _STORAGE_TYPES = {
     f"{name}Storage": (kind, _QUANTISED.get(kind, DTYPES.get(kind)))
@@ -79,9 +86,10 @@ class Use:
     exact: bool = True
 
     @property
-    def quantised(self) -> str:
+    def stands_for(self) -> str:
         """The type's name where the numbers stand for others; else empty."""
-        return self.kind if self.kind in _QUANTISED else ""
+        name = self.kind.removeprefix("torch.")
+        return name if name in _QUANTISED or name in _STAND_INS else ""
 
     def order_of_all(self, count: int) -> Literal["C", "F"] | None:
         """The order in which it covers a storage of `count` elements; None if it does not."""
@@ -177,7 +185,10 @@ def read_tensor(
     dtype, kind = storage.dtype, storage.kind
     if function == "_rebuild_tensor_v3":  # the only one that says the type
         kind = str(arguments[6]) if len(arguments) > 6 else "no type"
-        dtype = DTYPES.get(kind.removeprefix("torch."))
+        dtype, parts = _STAND_INS.get(name := kind.removeprefix("torch."), (DTYPES.get(name), 1))
+        if parts > 1:
+            offset *= parts
+            size, strides = (*size, parts), (*(parts * stride for stride in strides), 1)
     at = _METADATA[function]
     metadata = arguments[at] if at is not None and len(arguments) > at else None
     exact = not (isinstance(metadata, Dict) and metadata.pairs)

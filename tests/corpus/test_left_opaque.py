@@ -161,14 +161,6 @@ CASES: dict[str, tuple[Write, str]] = {
         "'m.pkl' looks like pickle but is compressed; opaque bytes for 1 compressed members",
     ),
     # torch
-    "complex32.pt": (
-        of_torch(lambda: torch.zeros(9, dtype=torch.complex32)),
-        f"{NOT_LISTED} of type 'torch.complex32'",
-    ),
-    "complex32_old.pt": (
-        of_torch(lambda: torch.zeros(9, dtype=torch.complex32), zipped=False),
-        f"{NOT_LISTED} of type 'torch.complex32'",
-    ),
     "quint4x2.pt": (
         of_torch(lambda: torch.quantize_per_channel(*QUINT4)),
         f"{NOT_LISTED} of type 'quint4x2'",

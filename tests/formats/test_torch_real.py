@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch_loaded import save_and_check
 
+import mstore
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
 
@@ -338,14 +339,44 @@ def test_what_has_no_data(check):
     check(value, {"w": value["w"]})
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_types_that_others_stand_for(tmp_path, zipped):
+    """Halves of complex numbers are along one more axis; bits are bytes or words."""
+    path = tmp_path / "saved.pt"
+    pairs = torch.arange(24, dtype=torch.float16).reshape(3, 4, 2)
+    half = torch.view_as_complex(pairs)
+    value = {"all": half, "turned": half.t(), "part": half[1:, ::2], "one": half[2, 3]}
+    words = torch.arange(6, dtype=torch.int16)
+    value |= {
+        "bits16": words.view(torch.bits16),
+        "bits8": words.view(torch.uint8).view(torch.bits8),
+    }
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    repo = mstore.init(tmp_path / "repository", author="Ada")
+    repo.commit(path, "first")
+    tensors = repo["main"].files["saved.pt"].tensors
+    for name in ("all", "turned", "part", "one"):
+        expected = torch.view_as_real(value[name]).numpy()
+        np.testing.assert_array_equal(tensors[name].numpy(), expected)
+        assert (tensors[name].kind, tensors[name].dtype.name) == ("complex32", "float16")
+    np.testing.assert_array_equal(tensors["bits16"].numpy(), words.numpy().view(np.uint16))
+    np.testing.assert_array_equal(tensors["bits8"].numpy(), words.numpy().view(np.uint8))
+    assert [tensors[name].kind for name in ("bits16", "bits8")] == ["bits16", "bits8"]
+
+
 def test_conjugate_and_negative_tensors_are_left_out(tmp_path):
     path = tmp_path / "saved.pt"
     one, two = torch.randn(2, 3, dtype=torch.complex64)
     negative = torch._neg_view(torch.ones(2))
-    torch.save({"w": one.conj(), "n": negative, "half": two.chalf()}, path)
+    torch.save({"w": one.conj(), "n": negative, "half": two.chalf().conj()}, path)
     layout, note = describe(BytesReader(path.read_bytes()))
     assert note.startswith("3 of its tensors are not listed: 'w' is the conjugate or the negative")
-    assert [s.tensor.name for s in layout.segments if s.tensor] == ["storage:w", "storage:n"]
+    assert [s.tensor.name for s in layout.segments if s.tensor] == [
+        "storage:w",
+        "storage:n",
+        "storage:half",
+    ]
     assert not layout.views
 
 

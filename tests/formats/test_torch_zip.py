@@ -65,7 +65,6 @@ def test_golden(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_not_understood_is_told(name):
     notes = {
-        "unknown": "1 of its tensors are not listed: 'half' is of type 'torch.complex32'",
         "views": "1 of its tensors are not listed: 'conjugate' is the conjugate or the negative "
         "of what is stored",
     }

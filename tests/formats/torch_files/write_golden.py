@@ -174,6 +174,7 @@ def unknown():
     return value, {
         "plain": value["plain"],
         "quantised": Quantised(value["quantised"]),
+        "half": value["half"],
         "storage": torch.tensor(value["storage"].tolist(), dtype=torch.uint8),
         "sparse.indices": sparse._indices(),
         "sparse.values": sparse._values(),
@@ -200,6 +201,8 @@ def describe(tensor):
     if isinstance(tensor, Quantised):
         kind = str(tensor.tensor.dtype).removeprefix("torch.")
         return describe(tensor.tensor.int_repr()) | {"kind": kind}
+    if tensor.dtype == torch.complex32:
+        return describe(torch.view_as_real(tensor)) | {"kind": "complex32"}
     turned = tensor.dim() > 1 and not tensor.is_contiguous()
     kind, shape = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
     if kind == "float4_e2m1fn_x2":
