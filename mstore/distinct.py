@@ -11,8 +11,7 @@ Number = TypeVar("Number", bound=np.number)
 def distinct(numbers: NDArray[Number]) -> NDArray[Number]:
     """The different ones of `numbers` (n,), ascending; none of them is a NaN.
 
-    As `np.unique`, which at its first call imports `numpy.ma`: that takes as long as to encode 13
-    MB of weights (numpy 2.3 to 2.4).
+    As `np.unique`, which at its first call imports `numpy.ma` (numpy 2.4): 13 ms of every commit.
     """
     ordered = np.sort(numbers)
     first = np.ones(len(ordered), np.bool_)
