@@ -11,6 +11,8 @@ from mstore.cli.progress import progress
 from mstore.dtypes import BY_NAME
 from mstore.numpy_dtypes import numpy_dtype
 from mstore.ops.export import DEFAULT_SHARD_SIZE, SUFFIXES, Export, is_folder
+from mstore.ops.revisions import Located
+from mstore.ops.without_tensors import stored_data_files
 from mstore.snapshot import Snapshot
 
 _SIZE = re.compile(r"([0-9]{1,15}) ?(?:([kKMGT])(i?))?B?")
@@ -68,12 +70,27 @@ def export(
             shard_size=_bytes(shard_size) if shard_size else DEFAULT_SHARD_SIZE,
             progress=told.advance,
         )
+    if not tensors:
+        for told_of in _left_out(call, located):
+            call.warn(told_of)
     if call.json:
         output.document(_document(done))
         return
     for note in done.notes:
         call.note(note)
     call.note(f"wrote {_what(done)} to {_where(done, out)}")
+
+
+def _left_out(call: Invocation, located: Located) -> list[str]:
+    """What to say of tensors that a file keeps in another one, which was not asked for.
+
+    Of a folder or a version all files were.
+    """
+    if located.files != (located.path,):
+        return []
+    data = stored_data_files(call.db, located.commit, located.path)
+    path = text.visible(located.path)
+    return [f"{path} keeps more tensors in {text.visible(one)}, which are left out" for one in data]
 
 
 def _bytes(size: str) -> int:

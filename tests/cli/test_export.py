@@ -7,7 +7,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from mstore.cli import export as export_command
 
@@ -31,6 +33,25 @@ def test_export_safetensors(first: str, mstore: Any) -> None:
     assert (told["file"], told["tensor"]) == ("again.safetensors", "encoder.0.bias")
     assert (told["dtype"], told["shape"]) == ("float32", [256])
     assert Path("again.safetensors").read_bytes() == Path("b.safetensors").read_bytes()
+
+
+def test_export_of_a_model_with_tensors_in_a_file_beside(first: str, mstore: Any) -> None:
+    Path("runs").mkdir()
+    tensors = [numpy_helper.from_array(np.arange(n, dtype=np.float32), f"w{n}") for n in (3, 9)]
+    nodes = [helper.make_node("Identity", [f"w{n}"], [f"y{n}"]) for n in (3, 9)]
+    outputs = [helper.make_tensor_value_info(f"y{n}", TensorProto.FLOAT, [n]) for n in (3, 9)]
+    made = helper.make_model(helper.make_graph(nodes, "g", [], outputs, tensors))
+    options = {"save_as_external_data": True, "size_threshold": 60, "location": "m.bin"}
+    onnx.save_model(made, "runs/m.onnx", **options)
+    mstore.commit()
+    told = "warning: runs/m.onnx keeps more tensors in runs/m.bin, which are left out"
+    ran = mstore.ok("export", "main:runs/m.onnx", "-o", "part.safetensors")
+    assert ran.err.splitlines() == [told, "wrote w3 (float32 [3], 12 B) to part.safetensors"]
+    assert told in mstore.ok("export", "main:runs/m.onnx", "-o", "a.npy", "--json").err
+    ran = mstore.ok("export", "main:runs", "-o", "all.safetensors")
+    assert ran.err.splitlines() == ["wrote 2 tensors (48 B) to all.safetensors"]
+    ran = mstore.ok("export", "main:runs/m.onnx", "--tensor", "w3", "-o", "w3.npy")
+    assert "left out" not in ran.err
 
 
 def test_export_of_types_that_npy_cannot_name(first: str, mstore: Any) -> None:
