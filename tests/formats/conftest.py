@@ -1,13 +1,15 @@
 """What the tests of several formats begin with: the arrays that a layout describes."""
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mstore.formats import hdf5_process
 from mstore.formats.base import BytesReader
 from mstore.formats.detect import describe
 from mstore.layout import Layout, Recoded, Strided, Tiled, View, grid
@@ -54,6 +56,30 @@ def described(read_tensors: ReadTensors) -> Described:
         return layout, found
 
     return described
+
+
+@pytest.fixture
+def no_zygote_kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test gets the process of another that HDF5 workers are forked from."""
+    monkeypatch.setattr(hdf5_process, "_ZYGOTES", [])
+    yield
+    hdf5_process.end_kept()
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a program in the place of the one that reads HDF5 files."""
+    from hdf5_workers import put_worker
+
+    return partial(put_worker, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def zygotes(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every process that is started to fork HDF5 workers from."""
+    from hdf5_workers import note_zygotes
+
+    return note_zygotes(monkeypatch)
 
 
 def elements(data: bytes, view: View) -> bytes:

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from h5py import h5d, h5p, h5s, h5t
+from hdf5_files import write
 
 from mstore.dtypes import BY_NAME
 from mstore.errors import FormatError
@@ -16,14 +17,6 @@ from mstore.formats.hdf5 import MISSING, Hdf5Format
 from mstore.layout import Segment, Strided, Tensor, Tiled, opaque
 
 LIBVERS = ["earliest", "latest"]
-
-
-def write(make, **options):
-    """The bytes of a file that `make` fills."""
-    data = io.BytesIO()
-    with h5py.File(data, "w", **options) as file:
-        make(file)
-    return data.getvalue()
 
 
 def examine(data):

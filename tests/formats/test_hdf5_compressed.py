@@ -1,6 +1,5 @@
 """Compressed chunks of HDF5: what h5py writes is described, what would inflate to too much is not."""
 
-import io
 import re
 import zlib
 from pathlib import Path
@@ -9,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from h5py import h5d, h5p, h5s, h5t, h5z
+from hdf5_files import write
 
 from mstore.errors import FormatError, LimitExceededError
 from mstore.formats import hdf5_process
@@ -17,13 +17,6 @@ from mstore.formats.hdf5 import Hdf5Format
 
 MIB = 1 << 20
 CLAIMS = "a chunk of 'w' claims .* bytes in .* compressed"
-
-
-def write(make, libver="earliest"):
-    data = io.BytesIO()
-    with h5py.File(data, "w", libver=libver) as file:
-        make(file)
-    return data.getvalue()
 
 
 def note(data):

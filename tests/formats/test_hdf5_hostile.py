@@ -1,12 +1,12 @@
 """HDF5 files that are made to do harm: each kind ends as it should, soon, and the file is stored."""
 
-import io
 import os
 
 import h5py
 import numpy as np
 import pytest
 from h5py import h5d, h5p, h5s, h5t, h5z
+from hdf5_files import examine, findings, write
 
 from mstore.errors import FormatError, LimitExceededError, MstoreError, UnsafeInputError
 from mstore.formats import hdf5_process
@@ -14,21 +14,6 @@ from mstore.formats.base import BytesReader, Finding
 from mstore.formats.hdf5 import Hdf5Format
 
 SECONDS = 5
-
-
-def write(make, libver="earliest"):
-    data = io.BytesIO()
-    with h5py.File(data, "w", libver=libver) as file:
-        make(file)
-    return data.getvalue()
-
-
-def examine(data):
-    return Hdf5Format().examine(BytesReader(data))
-
-
-def findings(data):
-    return Hdf5Format().findings(BytesReader(data))
 
 
 @pytest.fixture(autouse=True)

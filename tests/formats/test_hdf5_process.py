@@ -4,14 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 from hdf5_workers import (
     ZYGOTE,
     ended,
-    note_zygotes,
-    put_worker,
     put_zygote,
     small_file,
 )
@@ -21,25 +18,7 @@ from mstore.formats import hdf5_process
 from mstore.formats.base import BytesReader
 from mstore.formats.hdf5_process import records
 
-
-@pytest.fixture(autouse=True)
-def _none_kept(monkeypatch):
-    """No test gets the zygote of another."""
-    monkeypatch.setattr(hdf5_process, "_ZYGOTES", [])
-    yield
-    hdf5_process.end_kept()
-
-
-@pytest.fixture
-def worker(tmp_path, monkeypatch):
-    """Puts a program in the place of the real one."""
-    return partial(put_worker, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def zygotes(monkeypatch):
-    """Every zygote that is started."""
-    return note_zygotes(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_zygote_kept")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Virtual datasets of HDF5: described if made of plain datasets of the same file, else refused."""
 
-import io
 import re
 import shutil
 from pathlib import Path
@@ -9,26 +8,11 @@ import h5py
 import numpy as np
 import pytest
 from h5py import h5s
+from hdf5_files import examine, findings, write
 
 from mstore.errors import LimitExceededError, UnsafeInputError
 from mstore.formats import hdf5_process
-from mstore.formats.base import BytesReader, Finding
-from mstore.formats.hdf5 import Hdf5Format
-
-
-def write(make):
-    data = io.BytesIO()
-    with h5py.File(data, "w", libver="latest") as file:
-        make(file)
-    return data.getvalue()
-
-
-def examine(data):
-    return Hdf5Format().examine(BytesReader(data))
-
-
-def findings(data):
-    return Hdf5Format().findings(BytesReader(data))
+from mstore.formats.base import Finding
 
 
 def virtual(file, path, sources, *, unlimited=False):
@@ -47,10 +31,10 @@ def virtual(file, path, sources, *, unlimited=False):
 
 def test_virtual_dataset(tmp_path):
     other = tmp_path / "other.h5"
-    other.write_bytes(write(lambda file: file.create_dataset("w", data=np.arange(4.0))))
+    other.write_bytes(write(lambda file: file.create_dataset("w", data=np.arange(4.0)), "latest"))
     parts = h5py.VirtualLayout((4,), "f8", maxshape=(None,))
     parts[:] = h5py.VirtualSource(other, "w", (4,), maxshape=(None,))
-    data = write(lambda file: file.create_virtual_dataset("v", parts))
+    data = write(lambda file: file.create_virtual_dataset("v", parts), "latest")
     with pytest.raises(UnsafeInputError, match="puts a dataset together from other files"):
         examine(data)
     assert [found.danger for found in findings(data)] == ["dangerous"]
@@ -66,7 +50,7 @@ def test_virtual_dataset_of_its_own_file(stranger):
             parts[row] = h5py.VirtualSource(where, name, (4,))
         file.create_virtual_dataset("v", parts)
 
-    data = write(make)
+    data = write(make, "latest")
     if stranger:
         with pytest.raises(UnsafeInputError, match="puts a dataset together from other files"):
             examine(data)
@@ -96,7 +80,7 @@ def test_virtual_dataset_of_what_is_no_plain_dataset(source, unlimited):
         for path, name in (("v", source), ("u", "a")):
             virtual(file, path, [name], unlimited=unlimited)
 
-    data = write(make)
+    data = write(make, "latest")
     with pytest.raises(UnsafeInputError, match="that may go in a circle to read it: 'v'"):
         examine(data)
     told = "follows virtual datasets that may go in a circle"
@@ -111,7 +95,7 @@ def test_virtual_dataset_of_plain_datasets_in_groups(unlimited):
         virtual(file, "v", ["g/a", "/g/a", "//g/./a", "again/a"], unlimited=unlimited)
         virtual(file, "g/v", ["g/a"], unlimited=unlimited)
 
-    data = write(make)
+    data = write(make, "latest")
     assert examine(data)[1] == "opaque bytes for 2 of 3 datasets: 2 put together from others"
     assert findings(data) == []
 
@@ -131,8 +115,8 @@ def test_virtual_datasets_of_very_many(most, monkeypatch, tmp_path):
         virtual(file, "v", ["/" * number + "a" for number in range(count)] * 2)
 
     count = 10 if "SOURCES" in most else 19
-    assert "put together" in examine(write(make))[1]
+    assert "put together" in examine(write(make, "latest"))[1]
     count += 1
     with pytest.raises(LimitExceededError, match="virtual datasets have more than"):
-        examine(write(make))
+        examine(write(make, "latest"))
     hdf5_process.end_kept()

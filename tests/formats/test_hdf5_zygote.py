@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +16,6 @@ from hdf5_workers import (
     ended,
     is_gone,
     listed,
-    note_zygotes,
-    put_worker,
     run,
     small_file,
 )
@@ -28,25 +25,7 @@ from mstore.formats import hdf5_process
 from mstore.formats.base import BytesReader
 from mstore.formats.hdf5_process import records
 
-
-@pytest.fixture(autouse=True)
-def _none_kept(monkeypatch):
-    """No test gets the zygote of another."""
-    monkeypatch.setattr(hdf5_process, "_ZYGOTES", [])
-    yield
-    hdf5_process.end_kept()
-
-
-@pytest.fixture
-def worker(tmp_path, monkeypatch):
-    """Puts a program in the place of the real one."""
-    return partial(put_worker, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def zygotes(monkeypatch):
-    """Every zygote that is started."""
-    return note_zygotes(monkeypatch)
+pytestmark = pytest.mark.usefixtures("no_zygote_kept")
 
 
 class TestZygote:
