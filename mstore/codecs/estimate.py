@@ -4,65 +4,41 @@ Entropies of small histograms over samples of some thousand numbers: a few per c
 that encoding takes, and right to about two per cent of the size.
 """
 
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
-from mstore.codecs.words import Words, WordType, cast, exponents, to_ulps, zigzag
+from mstore.codecs.blocks import BLOCK, busy_blocks
+from mstore.codecs.entropy import entropies, entropy, lengths, sample
+from mstore.codecs.order import BY_EXPONENT, BY_MANTISSA, UNORDERED
+from mstore.codecs.words import (
+    Words,
+    WordType,
+    cast,
+    exponents,
+    mantissas,
+    mirror,
+    ulps,
+    zigzag,
+)
 
-Number = TypeVar("Number", bound=np.generic)
-
-_SAMPLE = 8192
-_RUNS = 16
 # Sorting costs a third of the time that coding differences takes, so it must save something.
 _MIN_SAVED_BITS = 0.05
 
-_Numbers = npt.NDArray[np.integer]
-
-
-def sample(words: npt.NDArray[Number]) -> npt.NDArray[Number]:
-    """Runs of `words` from all over it, _SAMPLE in all; all of them where they are few."""
-    if len(words) <= 2 * _SAMPLE:
-        return words
-    run = _SAMPLE // _RUNS
-    step = (len(words) - run) // (_RUNS - 1)
-    return np.concatenate([words[i * step : i * step + run] for i in range(_RUNS)])
-
-
-def entropy(numbers: _Numbers, contexts: _Numbers | None = None) -> float:
-    """Bits per number of small `numbers` (below 256), given `contexts` (below 256) if any."""
-    if contexts is None:
-        return _bits(np.bincount(numbers)) / len(numbers)
-    joint = np.bincount(contexts.astype(np.intp) * 256 + numbers, minlength=0)
-    return (_bits(joint) - _bits(np.bincount(contexts))) / len(numbers)
-
-
-def lengths(words: Words) -> npt.NDArray[np.uint8]:
-    """The bits in each number, 0 to 64."""
-    # Of doubles the exponent is the length; up to 2**53 exactly, which is near enough.
-    bits = (words.astype(np.float64).view(np.uint64) >> np.uint64(52)).astype(np.int64) - 1022
-    return np.maximum(bits, 0).astype(np.uint8)
-
-
-def pays_to_order(words: Words, keys: npt.NDArray[np.uint8]) -> bool:
-    """Whether the sizes of these differences depend enough on their keys."""
-    sizes, contexts = lengths(sample(words)), sample(keys)
-    return entropy(sizes) - entropy(sizes, contexts) > _MIN_SAVED_BITS
+# Mantissas make up to 64 groups, whose tables take up to so many bits of each number.
+_MIN_SAVED_BY_MANTISSA = 0.3
 
 
 def own_share(raw: memoryview, kind: WordType) -> float:
     """The part of `raw`, words of this kind, that its byte planes will take.
 
-    Each quarter is judged apart, since the coder has other tables for each 128 KiB.
+    Each half is judged apart, since the coder has other tables for each 128 KiB of a plane.
     """
     words = sample(np.frombuffer(raw, kind.stored, len(raw) // kind.size)).astype(kind.native)
     if kind.mantissa:
         words = words << 1 | words >> 8 * kind.size - 1
     planes = words.view(np.uint8).reshape(-1, kind.size)
-    quarter = -(-len(planes) // 4)
-    parts = [planes[start : start + quarter] for start in range(0, len(planes), quarter)]
-    bits = sum(len(part) * entropy(part[:, at]) for part in parts for at in range(kind.size))
+    halves = [half for half in np.array_split(planes, 2) if len(half)]
+    bits = sum(len(half) * entropy(half[:, at]) for half in halves for at in range(kind.size))
     return bits / (8 * kind.size * len(planes))
 
 
@@ -75,23 +51,77 @@ def delta_share(raw: memoryview, kind: WordType, base: memoryview, base_kind: Wo
     words = sample(np.frombuffer(raw, kind.stored, count)).astype(kind.native)
     stored = sample(np.frombuffer(base, base_kind.stored, count))
     against = cast(stored.astype(base_kind.native), base_kind, kind).astype(kind.native)
-    keys = np.empty(len(words), np.uint8)
-    exponents(against, kind, keys)
-    scratch = np.empty_like(words)
-    to_ulps(words, kind, scratch)
-    to_ulps(against, kind, scratch)
-    words -= against
-    zigzag(words, scratch)
-    sizes = lengths(words)
-    # Of a number of n bits the first is 1 and the others are noise.
-    bits = entropy(sizes, keys if kind.mantissa else None) + np.maximum(sizes, 1).mean() - 1
-    share = float(bits) / (8 * kind.size)
+    numbers = _differences(words, against, kind)
+    busy = busy_blocks(numbers)
+    if busy is None:
+        bits = _delta_bits(numbers, against, kind)
+    else:
+        among = np.repeat(busy, BLOCK)
+        among = np.append(among, np.ones(len(numbers) - len(among), np.bool_))
+        bits = _delta_bits(numbers[among], against[among], kind)
+        bits += _delta_bits(numbers[~among], against[~among], kind)
+    share = bits / (8 * kind.size * len(numbers))
     covered = count * kind.size / len(raw)
     return share if covered == 1 else share * covered + own_share(raw, kind) * (1 - covered)
 
 
-def _bits(counts: npt.NDArray[np.integer]) -> float:
-    """n times the entropy of a histogram of n."""
-    counts = counts[counts > 0].astype(np.float64)
-    total = counts.sum()
-    return float((counts * np.log2(total / counts)).sum())
+def best_order(numbers: Words, against: Words, kind: WordType) -> int:
+    """How to order differences (n,), given the words (n,) of their base: one of the orders.
+
+    UNORDERED where neither exponents nor mantissas tell enough of their sizes.
+    """
+    return _best_order(sample(numbers), sample(against), kind)[0]
+
+
+def _best_order(numbers: Words, against: Words, kind: WordType) -> tuple[int, float]:
+    """The order, and the bits that a number takes."""
+    sizes = lengths(numbers)
+    noise = _noise(sizes)
+    if not kind.mantissa:
+        return UNORDERED, entropy(sizes) + noise
+    keys = np.empty(len(numbers), np.uint8)
+    exponents(against, kind, keys)
+    alone, by_exponent = entropies(sizes, keys)
+    order, known = UNORDERED, alone
+    if alone - by_exponent > _MIN_SAVED_BITS:
+        order, known = BY_EXPONENT, by_exponent
+    # What moves by steps that exponents tell is not what shrinks: mantissas need not be asked.
+    if alone - known < _MIN_SAVED_BY_MANTISSA < known + noise:
+        mantissas(against, kind, keys)
+        by_mantissa = _bits_of_steps(numbers, against, kind, keys)
+        if known + noise - by_mantissa > _MIN_SAVED_BY_MANTISSA:
+            return BY_MANTISSA, by_mantissa
+    return order, known + noise
+
+
+def _bits_of_steps(
+    numbers: Words, against: Words, kind: WordType, keys: npt.NDArray[np.uint8]
+) -> float:
+    """Bits that it takes to tell a mirrored number from the one before it in the order of keys."""
+    mirrored = numbers.copy()
+    mirror(mirrored, against, kind)
+    ordered = mirrored[np.argsort(keys, kind="stable")]
+    steps = np.diff(ordered, prepend=ordered[:1])
+    zigzag(steps, np.empty_like(steps))
+    sizes = lengths(steps)
+    return entropy(sizes) + _noise(sizes)
+
+
+def _noise(sizes: npt.NDArray[np.uint8]) -> float:
+    """Bits of a number beyond its size: of n bits the first is 1, and the others are noise."""
+    return float(np.maximum(sizes, 1).mean()) - 1
+
+
+def _delta_bits(numbers: Words, against: Words, kind: WordType) -> float:
+    """Bits that these differences take, all of them in one part."""
+    return _best_order(numbers, against, kind)[1] * len(numbers)
+
+
+def _differences(words: Words, against: Words, kind: WordType) -> Words:
+    """What a delta codes."""
+    numbers, scratch = np.empty_like(words), np.empty_like(words)
+    ulps(words, kind, numbers)
+    ulps(against, kind, scratch)
+    numbers -= scratch
+    zigzag(numbers, scratch)
+    return numbers

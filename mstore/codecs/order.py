@@ -13,6 +13,11 @@ MAGNITUDE_GROUP = 16384
 
 LAST_KEY = 255
 
+UNORDERED, BY_EXPONENT, BY_MAGNITUDE, BY_MANTISSA = 0, 1, 2, 4
+"""The orders of differences, as payloads name them."""
+
+ORDERS = frozenset({UNORDERED, BY_EXPONENT, BY_MAGNITUDE, BY_MANTISSA})
+
 _PLACE_BITS = 24
 LONGEST_ORDER = 1 << _PLACE_BITS
 """Numbers that an order can have."""
@@ -29,42 +34,52 @@ class Order:
     """
 
     def __init__(self, pairs: npt.NDArray[np.uint32], places: Places, unsorted: int) -> None:
-        """`pairs` (n,) are keys with places, sorted; `unsorted` is all of them, xored, before."""
+        """`pairs` (n,) are keys with places, sorted; `unsorted` is all of them, xored, before.
+
+        `places` (n,) is memory for those.
+        """
         bounds = np.arange(1, LAST_KEY + 1, dtype=np.uint32) << np.uint32(_PLACE_BITS)
         self.places = places
         self._pairs = pairs
         self._unsorted = unsorted
         self._ends: list[int] = [*np.searchsorted(pairs, bounds).tolist(), len(pairs)]
+        self._find_places()
 
-    def is_right(self) -> bool:
-        """Whether this is the order: sorted, of the same pairs, with these places.
+    def renew(self) -> bool:
+        """Find the places again; False if this is not the order, sorted and of the same pairs.
 
         Costs a tenth of making it again.
         """
-        pairs = self._pairs
-        return (
-            bool((pairs[1:] > pairs[:-1]).all())
-            and int(np.bitwise_xor.reduce(pairs)) == self._unsorted
-            and bool((pairs & np.uint32(LONGEST_ORDER - 1) == self.places).all())
-        )
+        self._find_places()
+        return _is_sorted(self._pairs, self._unsorted)
+
+    def _find_places(self) -> None:
+        np.bitwise_and(self._pairs, LONGEST_ORDER - 1, out=self.places)
 
     def end(self, key: int) -> int:
         """How many numbers have this key or a smaller one."""
         return self._ends[key]
 
-    def groups(self) -> list[int]:
+    def groups(self, numbers: npt.NDArray[np.unsignedinteger]) -> list[int]:
         """The last key of each group that is worth coding apart, ascending; the last is LAST_KEY.
 
         Each key is a group; one of fewer than SMALLEST_GROUP numbers is joined with those after
-        it, and the last ones with the group before them.
+        it, and the last ones with the group before them. Of `numbers` (n,), in this order, groups
+        of nothing but one number are joined.
         """
-        bounds: list[int] = []
-        start = 0
+        bounds, starts = list[int](), [0]
         for key, end in enumerate(self._ends):
-            if end - start >= SMALLEST_GROUP:
+            if end - starts[-1] >= SMALLEST_GROUP:
                 bounds.append(key)
-                start = end
-        return [*bounds[:-1], LAST_KEY]
+                starts.append(end)
+        bounds = [*bounds[:-1], LAST_KEY]
+        starts = starts[: len(bounds)]
+        if len(bounds) == 1:
+            return bounds
+        low = np.minimum.reduceat(numbers, starts)
+        same = low == np.maximum.reduceat(numbers, starts)
+        apart = (low[1:] != low[:-1]) | ~same[1:] | ~same[:-1]
+        return [bound for bound, last in zip(bounds, [*apart.tolist(), True], strict=True) if last]
 
 
 class Sorter:
@@ -88,9 +103,7 @@ class Sorter:
         np.bitwise_or(pairs, self._numbers[:count], out=pairs)
         unsorted = int(np.bitwise_xor.reduce(pairs))
         pairs.sort()
-        places = self._scratch[1].array(count, np.dtype(np.intp))
-        np.bitwise_and(pairs, LONGEST_ORDER - 1, out=places)
-        return Order(pairs, places, unsorted)
+        return Order(pairs, self._scratch[1].array(count, np.dtype(np.intp)), unsorted)
 
 
 class MagnitudeOrder:
@@ -101,15 +114,15 @@ class MagnitudeOrder:
         self.places = places
         self._pairs = pairs
         self._unsorted = unsorted
+        self._find_places()
 
-    def is_right(self) -> bool:
-        """As `Order.is_right`."""
-        pairs = self._pairs
-        return (
-            bool((pairs[1:] > pairs[:-1]).all())
-            and int(np.bitwise_xor.reduce(pairs)) == self._unsorted
-            and bool((pairs & np.uint64(0xFFFFFFFF) == self.places.astype(np.uint64)).all())
-        )
+    def renew(self) -> bool:
+        """As `Order.renew`."""
+        self._find_places()
+        return _is_sorted(self._pairs, self._unsorted)
+
+    def _find_places(self) -> None:
+        np.bitwise_and(self._pairs, np.uint64(0xFFFFFFFF), out=self.places, casting="unsafe")
 
 
 class MagnitudeSorter:
@@ -129,6 +142,9 @@ class MagnitudeSorter:
         np.bitwise_or(pairs, self._numbers[:count], out=pairs)
         unsorted = int(np.bitwise_xor.reduce(pairs))
         pairs.sort()
-        places = self._scratch[1].array(count, np.dtype(np.intp))
-        np.bitwise_and(pairs, np.uint64(0xFFFFFFFF), out=places, casting="unsafe")
-        return MagnitudeOrder(pairs, places, unsorted)
+        return MagnitudeOrder(pairs, self._scratch[1].array(count, np.dtype(np.intp)), unsorted)
+
+
+def _is_sorted(pairs: npt.NDArray[np.unsignedinteger], unsorted: int) -> bool:
+    """Whether the pairs ascend, and are those of which this is the exclusive or."""
+    return bool((pairs[1:] > pairs[:-1]).all()) and int(np.bitwise_xor.reduce(pairs)) == unsorted

@@ -72,6 +72,15 @@ def exponents(words: Words, kind: WordType, out: npt.NDArray[np.uint8]) -> None:
         np.bitwise_and(out, (1 << bits) - 1, out=out)
 
 
+def mantissas(words: Words, kind: WordType, out: npt.NDArray[np.uint8]) -> None:
+    """The upper eight bits of each word's mantissa; where it has fewer, zeros follow them."""
+    missing = 8 - kind.mantissa
+    if missing > 0:
+        np.left_shift(words, missing, out=out, casting="unsafe")
+    else:
+        np.right_shift(words, -missing, out=out, casting="unsafe")
+
+
 def magnitudes(words: Words, kind: WordType, out: Words) -> None:
     """Each word without its sign; of words of 8 bytes the upper 32 bits of that."""
     bits = 8 * kind.size - 1
@@ -80,18 +89,18 @@ def magnitudes(words: Words, kind: WordType, out: Words) -> None:
         np.right_shift(out, bits - 32, out=out)
 
 
-def to_ulps(words: Words, kind: WordType, scratch: Words) -> None:
-    """Replace words by integers of their order: magnitude bits of negative floats are flipped."""
+def ulps(words: Words, kind: WordType, out: Words) -> None:
+    """Fill `out` with integers of the words' order: magnitude bits of negative floats are flipped.
+
+    Its own inverse, since it leaves the sign bit as it is. `out` is other memory than `words`.
+    """
     if not kind.mantissa:
+        out[:] = words
         return
     signed = f"i{kind.size}"
-    np.right_shift(words.view(signed), 8 * kind.size - 1, out=scratch.view(signed))
-    np.bitwise_and(scratch, (1 << (8 * kind.size - 1)) - 1, out=scratch)
-    np.bitwise_xor(words, scratch, out=words)
-
-
-from_ulps = to_ulps
-"""The mapping is its own inverse: it leaves the sign bit as it is."""
+    np.right_shift(words.view(signed), 8 * kind.size - 1, out=out.view(signed))
+    np.bitwise_and(out, (1 << (8 * kind.size - 1)) - 1, out=out)
+    np.bitwise_xor(words, out, out=out)
 
 
 def zigzag(words: Words, scratch: Words) -> None:
@@ -109,6 +118,19 @@ def unzigzag(words: Words, scratch: Words) -> None:
     np.negative(scratch, out=scratch)
     np.right_shift(words, 1, out=words)
     np.bitwise_xor(words, scratch, out=words)
+
+
+def mirror(numbers: Words, against: Words, kind: WordType) -> None:
+    """Turn zigzag differences of words `against` that are negative into those of opposite sign.
+
+    So that what brings a float closer to zero has one sign, whatever the float's. Its own inverse.
+    """
+    negative = np.right_shift(against, 8 * kind.size - 1)
+    # 0 and the most negative difference are their own opposites.
+    np.bitwise_and(negative, numbers + numbers.dtype.type(1) > 1, out=negative)
+    np.add(numbers, negative, out=numbers)
+    np.bitwise_xor(numbers, negative, out=numbers)
+    np.subtract(numbers, negative, out=numbers)
 
 
 def cast(words: Words, source: WordType, target: WordType) -> Words:

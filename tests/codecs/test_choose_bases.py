@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mstore.codecs.base import CONSTANT, DELTA, PLANES, RAW, ZSTD, Base, Encoded
 from mstore.codecs.choose import Decoder, Encoder
 from mstore.codecs.delta import Delta
+from mstore.codecs.order import BY_EXPONENT
 from mstore.codecs.words import comparable, word_type
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import CorruptDataError
@@ -281,15 +282,19 @@ def test_differences_that_work_are_not_rejected() -> None:
     assert encoder.rejected == 0
 
 
-def test_an_order_that_is_not_right_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pairs_too", [False, True])
+def test_an_order_that_is_not_right_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, pairs_too: bool
+) -> None:
     """Encoding with a wrong order would be undone by the same wrong order."""
     codec = Delta()
-    sorter = codec._sorter
+    sorter = codec._parts[0]._sorters[BY_EXPONENT]
     make = sorter.order
 
     def wrong(keys: np.ndarray) -> object:
         order = make(keys)
-        order.places[[5, 6]] = order.places[[6, 5]]
+        for array in (order.places, order._pairs)[: 1 + pairs_too]:
+            array[[5, 6]] = array[[6, 5]]
         monkeypatch.setattr(sorter, "order", make)
         return order
 

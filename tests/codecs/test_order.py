@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from mstore.codecs.order import (
     LAST_KEY,
-    LONGEST_ORDER,
     SMALLEST_GROUP,
     MagnitudeSorter,
     Order,
@@ -22,9 +21,15 @@ def keys_of(counts: dict[int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(keys)
 
 
+def various(order: Order) -> np.ndarray:
+    """Numbers of which no two neighbours are alike."""
+    return np.arange(len(order.places), dtype=np.uint32)
+
+
 def sizes(order: Order) -> list[int]:
     """Numbers in each group."""
-    return np.diff([order.end(bound) for bound in order.groups()], prepend=0).tolist()
+    bounds = order.groups(various(order))
+    return np.diff([order.end(bound) for bound in bounds], prepend=0).tolist()
 
 
 @given(st.lists(KEYS, max_size=300))
@@ -39,16 +44,17 @@ def test_an_order_by_magnitude_is_a_stable_sort(values: list[int], wide: bool) -
     magnitudes = np.array(values, np.uint64 if wide else np.uint32)
     order = MagnitudeSorter().order(magnitudes)
     assert order.places.tolist() == np.argsort(magnitudes, kind="stable").tolist()
-    assert order.is_right()
+    order.places[:] = 0
+    assert order.renew()
+    assert order.places.tolist() == np.argsort(magnitudes, kind="stable").tolist()
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.data())
 def test_a_wrong_order_by_magnitude_is_found(values: list[int], data: st.DataObject) -> None:
     order = MagnitudeSorter().order(np.array(values, np.uint16))
     at = data.draw(st.integers(0, len(values) - 1))
-    broken = data.draw(st.sampled_from([order.places, order._pairs]))
-    broken[at] ^= 1 << data.draw(st.sampled_from([0, 3, 33]))
-    assert not order.is_right()
+    order._pairs[at] ^= 1 << data.draw(st.sampled_from([0, 3, 33]))
+    assert not order.renew()
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 70_000, 1 << 18])
@@ -67,7 +73,7 @@ def test_ends_count_the_numbers_up_to_a_key(counts: dict[int, int]) -> None:
 @given(st.dictionaries(KEYS, COUNTS, max_size=8))
 def test_no_group_is_small_but_when_all_is(counts: dict[int, int]) -> None:
     order = Sorter().order(keys_of(counts))
-    bounds, total = order.groups(), sum(counts.values())
+    bounds, total = order.groups(various(order)), sum(counts.values())
     assert bounds == sorted(set(bounds))
     assert bounds[-1] == LAST_KEY
     assert order.end(LAST_KEY) == total
@@ -93,7 +99,17 @@ def test_no_group_is_small_but_when_all_is(counts: dict[int, int]) -> None:
     ],
 )
 def test_keys_with_few_numbers_share_a_group(counts: dict[int, int], bounds: list[int]) -> None:
-    assert Sorter().order(keys_of(counts)).groups() == bounds
+    order = Sorter().order(keys_of(counts))
+    assert order.groups(various(order)) == bounds
+
+
+def test_groups_of_one_and_the_same_number_are_joined() -> None:
+    order = Sorter().order(keys_of(dict.fromkeys(range(8), 5000)))
+    numbers = np.repeat(np.array([7, 7, 7, 9, 9, 0, 0, 0], np.uint16), 5000)
+    assert order.groups(numbers) == [2, 4, LAST_KEY]
+    numbers[5003] = 8
+    assert order.groups(numbers) == [0, 1, 2, 4, LAST_KEY]
+    assert order.groups(np.zeros(40_000, np.uint32)) == [LAST_KEY]
 
 
 def test_an_order_shorter_than_the_one_before_is_right() -> None:
@@ -104,26 +120,24 @@ def test_an_order_shorter_than_the_one_before_is_right() -> None:
 
 
 def test_an_order_is_found_right_unless_it_is_not() -> None:
-    """Places that were swapped, with their keys too, a number that is missing, and one of another key."""
+    """Pairs that were swapped, one that is missing, and one of another key; places are made anew."""
     keys = np.random.default_rng(0).integers(100, 120, 5000, np.uint8)
     sorter = Sorter()
-    assert sorter.order(keys).is_right()
     order = sorter.order(keys)
+    right = order.places.tolist()
     order.places[[7, 8]] = order.places[[8, 7]]
-    assert not order.is_right()
-    order = sorter.order(keys)
-    for array in (order.places, order._pairs):
-        array[[7, 8]] = array[[8, 7]]
-    assert not order.is_right()
+    assert order.renew()
+    assert order.places.tolist() == right
+    order._pairs[[7, 8]] = order._pairs[[8, 7]]
+    assert not order.renew()
     for at, change in [(0, 1), (4999, 1 << 24), (2500, 1 << 30)]:
         order = sorter.order(keys)
         order._pairs[at] ^= change
-        order.places[at] = order._pairs[at] & (LONGEST_ORDER - 1)
-        assert not order.is_right()
+        assert not order.renew()
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_the_shortest_orders_are_right(count: int) -> None:
     order = Sorter().order(np.zeros(count, np.uint8))
-    assert order.is_right()
+    assert order.renew()
     assert order.end(LAST_KEY) == count

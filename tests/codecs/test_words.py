@@ -18,8 +18,9 @@ from mstore.codecs.words import (
     cast,
     comparable,
     exponents,
-    from_ulps,
-    to_ulps,
+    mantissas,
+    mirror,
+    ulps,
     unzigzag,
     word_type,
     zigzag,
@@ -195,25 +196,26 @@ def test_ulps_are_in_the_order_of_the_numbers(name: str) -> None:
     with np.errstate(invalid="ignore"):
         numbers = words.view(numpy_type).astype(np.float64)
     words, numbers = words[~np.isnan(numbers)], numbers[~np.isnan(numbers)]
-    ulps = words.copy()
-    to_ulps(ulps, kind, np.empty_like(words))
-    by_ulps = np.argsort(ulps.view(f"i{kind.size}"), kind="stable")
+    found = np.empty_like(words)
+    ulps(words, kind, found)
+    by_ulps = np.argsort(found.view(f"i{kind.size}"), kind="stable")
     assert (np.diff(numbers[by_ulps][np.isfinite(numbers[by_ulps])]) >= 0).all()
     # Numbers of both signs, with -0.0 just before 0.0.
-    signed = ulps.view(f"i{kind.size}")
+    signed = found.view(f"i{kind.size}")
     assert signed[words == 0].tolist() == [0] * int((words == 0).sum())
     assert set(signed[words == 1 << (8 * kind.size - 1)].tolist()) == {-1}
-    from_ulps(ulps, kind, np.empty_like(words))
-    np.testing.assert_array_equal(ulps, words)
+    back = np.empty_like(words)
+    ulps(found, kind, back)
+    np.testing.assert_array_equal(back, words)
 
 
 @pytest.mark.parametrize("name", ["i32", "u8", "u64", "bool", "f4", "f8_e8m0"])
 def test_integers_are_their_own_ulps(name: str) -> None:
     kind = kind_of(name)
     words = np.frombuffer(bytes(range(100, 228)), kind.native).copy()
-    before = words.copy()
-    to_ulps(words, kind, np.empty_like(words))
-    np.testing.assert_array_equal(words, before)
+    found = np.empty_like(words)
+    ulps(words, kind, found)
+    np.testing.assert_array_equal(found, words)
 
 
 @pytest.mark.parametrize("name", ["u8", "u16", "u32", "u64"])
@@ -286,3 +288,32 @@ def test_word_types_are_those_of_the_elements(name: str) -> None:
     )
     if kind.name in FLOATS:
         assert 8 * kind.size == 1 + EXPONENT_BITS[kind.name] + kind.mantissa
+
+
+@pytest.mark.parametrize("name", ["f8_e5m2", "bf16", "f32", "f64"])
+def test_what_moves_towards_zero_is_mirrored_to_one_sign(name: str) -> None:
+    kind = kind_of(name)
+    size, top = kind.size, 1 << 8 * kind.size - 1
+    against = np.array([5, top | 5, 5, top | 5, top | 5, top | 5], kind.native)
+    differences = np.array([-3, 3, 3, -3, 0, -top], f"i{size}").view(kind.native)
+    numbers = differences.copy()
+    zigzag(numbers, np.empty_like(numbers))
+    before = numbers.copy()
+    mirror(numbers, against, kind)
+    mirrored = numbers.copy()
+    unzigzag(mirrored, np.empty_like(mirrored))
+    assert mirrored.view(f"i{size}").tolist() == [-3, -3, 3, 3, 0, -top]
+    mirror(numbers, against, kind)
+    assert numbers.tolist() == before.tolist()
+
+
+def test_mantissas_are_their_upper_bits() -> None:
+    for name, word, expected in [
+        ("f32", 0x3FC00000, 0x80), ("f32", 0xBF808000, 0x01), ("f32", 0x7FFFFFFF, 0xFF),
+        ("bf16", 0xBFC1, 0x82), ("f16", 0x3E04, 0x81), ("f8_e4m3", 0xFD, 0xA0),
+        ("f8_e5m2", 0x7D, 0x40), ("f64", 0x3FF8100000000000, 0x81),
+    ]:  # fmt: skip
+        kind = kind_of(name)
+        out = np.empty(1, np.uint8)
+        mantissas(np.array([word], kind.native), kind, out)
+        assert out[0] == expected, name

@@ -60,6 +60,14 @@ def deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
     moved8 = (bytes8 + greater * (rng.random(8600) < 0.2)).astype(np.uint8)
     odd64 = odd.view(np.float32)
     odd64 = np.where(np.isnan(odd64), np.float32(1), odd64).astype(np.float64) * 1.0000001
+    near = np.float32(1 - 1e-5)
+    # Blocks that do not move, and those of which some numbers do.
+    words16 = (rng.normal(0, 0.02, 4200).astype(np.float32).view(np.uint32) >> 16).astype("<u2")
+    moved16 = words16 + ((np.arange(4200) // 128 % 3 == 0) & (rng.random(4200) < 0.1))
+    moved16 = moved16.astype("<u2")
+    # Blocks that only decay, and those that move.
+    long = rng.normal(0, 0.02, 4200).astype(np.float32)
+    parts = np.where(np.arange(4200) // 128 % 8 == 5, long + np.float32(1e-3), long * near)
     return {
         "delta-f32-dense": ("f32", new.tobytes(), "f32", old.tobytes()),
         "delta-f32-sparse": ("f32", few.tobytes(), "f32", old.tobytes()),
@@ -82,6 +90,9 @@ def deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
         ),
         "delta-f8-ordered": ("f8_e5m2", moved8.tobytes(), "f8_e5m2", bytes8.tobytes()),
         "delta-c64": ("c64", new.tobytes(), "f32", old.tobytes()),
+        "delta-f32-by-mantissa": ("f32", (old * near).tobytes(), "f32", old.tobytes()),
+        "delta-bf16-two-parts": ("bf16", moved16.tobytes(), "bf16", words16.tobytes()),
+        "delta-f32-two-parts": ("f32", parts.tobytes(), "f32", long.tobytes()),
     }  # fmt: skip
 
 

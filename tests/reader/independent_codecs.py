@@ -5,10 +5,9 @@ A payload that is not as docs/format.md says raises `RefusedError`.
 
 import io
 import re
-import struct
 
 import numpy as np
-import zstandard
+from independent_planes import decode_planes, read, read_planes, require, unzstd
 
 # In the order of their codes.
 NAMES = "bool u8 i8 u16 i16 u32 i32 u64 i64 f16 bf16 f32 f64 c64 c128"
@@ -21,62 +20,6 @@ BITS |= {f">{name}": BITS[name] for name in WIDE}
 FLOATS = {"f16": (5, 10), "bf16": (8, 7), "f32": (8, 23), "f64": (11, 52)}
 MANTISSA = {name: mantissa for name, (_, mantissa) in FLOATS.items()} | {"c64": 23, "c128": 52}
 MANTISSA |= {"f8_e4m3": 3, "f8_e4m3fnuz": 3, "f8_e5m2": 2, "f8_e5m2fnuz": 2}
-
-
-class RefusedError(Exception):
-    """The repository is not as the format says."""
-
-
-def require(condition, what):
-    if not condition:
-        raise RefusedError(what)
-
-
-def unzstd(frame, length):
-    """The content of one frame, which must be `length` bytes."""
-    try:
-        header = zstandard.get_frame_parameters(frame)
-        require(header.content_size in (length, zstandard.CONTENTSIZE_UNKNOWN), "zstd length")
-        require(header.window_size <= max(8 << 20, length), "zstd window")
-        decompressor = zstandard.ZstdDecompressor()
-        content = decompressor.decompress(frame, max_output_size=length, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise RefusedError(f"zstd: {error}") from error
-    require(len(content) == length, "zstd length")
-    return content
-
-
-def read(file, layout):
-    data = file.read(struct.calcsize(layout))
-    require(len(data) == struct.calcsize(layout), "cut short")
-    return struct.unpack(layout, data)
-
-
-def read_planes(entries, streams, shifts, count, dtype):
-    """The bitwise or of planes of `count` bytes, each shifted left."""
-    words = np.zeros(count, dtype)
-    for shift in shifts:
-        mode, stored = read(entries, "<BI")
-        data = streams.read(stored)
-        require(len(data) == stored and mode in (0, 1, 2), "plane")
-        require(mode == 2 or stored == (count, 1)[mode], "plane")
-        data = unzstd(data, count) if mode == 2 else data * (count if mode == 1 else 1)
-        words |= np.frombuffer(data, np.uint8).astype(dtype) << words.dtype.type(shift)
-    return words
-
-
-def decode_planes(payload, raw_length):
-    file = io.BytesIO(payload)
-    word, flags = read(file, "<BB")
-    require(word in (1, 2, 4, 8) and flags <= (0 if word == 1 else 3), "planes header")
-    require(raw_length and raw_length % word == 0, "planes lengths")
-    entries = io.BytesIO(file.read(5 * word))
-    count, shifts = raw_length // word, range(0, 8 * word, 8)
-    words = read_planes(entries, file, shifts, count, f"<u{word}")
-    require(not file.read(1), "planes lengths")
-    if flags & 1:
-        words = words >> words.dtype.type(1) | words << words.dtype.type(8 * word - 1)
-    return words.astype(f">u{word}" if flags & 2 else f"<u{word}").tobytes()
 
 
 def word_type(code):
@@ -139,45 +82,90 @@ def decode_group(table, streams, count, dtype):
     return words
 
 
+def decode_part(order, table, streams, against, mantissa):
+    """The numbers of one part, as they stand; `against` are words of the base after the cast."""
+    count, dtype = len(against), against.dtype
+    require(order in (0, 1, 2, 4), "order")
+    if order == 0:
+        return decode_group(table, streams, count, dtype)
+    require(mantissa and count <= 1 << 24, "order")
+    bits = 8 * dtype.itemsize
+    if order == 2:
+        keys = (against & ~(dtype.type(1) << dtype.type(bits - 1))) >> dtype.type(max(0, bits - 33))
+    if order == 1:
+        exponent = against >> dtype.type(mantissa)
+        keys = exponent & dtype.type(min(255, ~(-1 << bits - 1 - mantissa)))
+    if order == 4:
+        low = against & dtype.type((1 << mantissa) - 1)
+        more = dtype.type(abs(mantissa - 8))
+        keys = low >> more if mantissa > 8 else low << more
+    numbers = np.zeros(count, dtype)
+    places, done, last = np.argsort(keys, kind="stable"), 0, -1
+    while done < count or (order != 2 and last < 255):
+        end = min(done + 16384, count)
+        if order != 2:
+            previous, (last,) = last, read(table, "<B")
+            end = np.count_nonzero(keys <= last)
+            require(last > previous and end > done, "order of groups")
+        numbers[places[done:end]] = decode_group(table, streams, end - done, dtype)
+        done = end
+    require(order == 2 or last == 255, "order of groups")
+    if order == 4:
+        differences = unfolded(numbers)
+        opposite = against >> dtype.type(bits - 1) > 0
+        differences[opposite] = dtype.type(0) - differences[opposite]
+        numbers = folded(differences)
+    return numbers
+
+
+def unfolded(numbers):
+    """Differences, modulo the words, of numbers that stand for them."""
+    one = numbers.dtype.type(1)
+    return np.where(numbers & one, ~(numbers >> one), numbers >> one)
+
+
+def folded(differences):
+    """The inverse of `unfolded`."""
+    one = differences.dtype.type(1)
+    negative = differences >> differences.dtype.type(8 * differences.itemsize - 1) > 0
+    return np.where(negative, ~(differences << one), differences << one)
+
+
+def decode_parts(order, table, streams, against, mantissa):
+    if order != 8:
+        return decode_part(order, table, streams, against, mantissa)
+    count = len(against)
+    plane = read_planes(table, streams, [0], -(-(count // 128) // 8), "u1")
+    bits = [byte >> at & 1 for byte in plane.tolist() for at in range(8)]
+    require(0 < sum(bits[: count // 128]) < count // 128, "blocks")
+    require(not any(bits[count // 128 :]), "bits beyond the last block")
+    busy = np.array([*np.repeat(bits[: count // 128], 128), *[1] * (count % 128)], bool)
+    numbers = np.zeros(count, against.dtype)
+    for part in (~busy, busy):
+        (order,) = read(table, "<B")
+        numbers[part] = decode_part(order, table, streams, against[part], mantissa)
+    return numbers
+
+
 def decode_delta(payload, raw_length, base):
     file = io.BytesIO(payload)
-    code, base_code, flags, zero, count, *sizes = read(file, "<BBBBIII")
+    code, base_code, order, zero, count, *sizes = read(file, "<BBBBIII")
     table, rest, streams = *(io.BytesIO(file.read(size)) for size in sizes), file
     name, size, mantissa, stored = word_type(code)
     base_name, *base_kind, base_stored = word_type(base_code)
     floats = {name, base_name} <= {*FLOATS}
     require(floats or [size, mantissa] == base_kind, "types that cannot be compared")
-    require(flags <= 2 and not zero, "flags of differences")
+    require(not zero, "differences")
     require(0 < count <= min(raw_length // size, len(base) // base_kind[0]), "length of base")
     require([len(part.getvalue()) for part in (table, rest)] == sizes, "cut short")
     against = np.frombuffer(base, base_stored, count).astype(f"<u{base_kind[0]}")
     if floats and name != base_name:
         singles = [cast(word, base_name, "f32") for word in against.tolist()]
         against = np.array([cast(word, "f32", name) for word in singles], f"<u{size}")
-    numbers, dtype = np.zeros(count, against.dtype), against.dtype
-    if flags:
-        require(mantissa and count <= 1 << 24, "order")
-        sign = dtype.type(1) << dtype.type(8 * size - 1)
-        keys = (against & sign - dtype.type(1)) >> dtype.type(31 if size == 8 else 0)
-        if flags == 1:
-            exponent = against >> dtype.type(mantissa)
-            keys = exponent & dtype.type(min(255, ~(-1 << 8 * size - 1 - mantissa)))
-        places, done, last = np.argsort(keys, kind="stable"), 0, -1
-        while done < count or (flags == 1 and last < 255):
-            end = min(done + 16384, count)
-            if flags == 1:
-                previous, (last,) = last, read(table, "<B")
-                end = np.count_nonzero(keys <= last)
-                require(last > previous and end > done, "order of groups")
-            numbers[places[done:end]] = decode_group(table, streams, end - done, dtype)
-            done = end
-        require(flags == 2 or last == 255, "order of groups")
-    else:
-        numbers = decode_group(table, streams, count, dtype)
+    numbers = decode_parts(order, table, streams, against, mantissa)
     require(not table.read(1) and not streams.read(1), "more than the groups hold")
-    differences = numbers >> dtype.type(1) ^ dtype.type(0) - (numbers & dtype.type(1))
-    order = in_order if mantissa else lambda words: words
-    words = order(order(against) + differences)
+    ordered = in_order if mantissa else lambda words: words
+    words = ordered(ordered(against) + unfolded(numbers))
     left, rest = raw_length - count * size, rest.getvalue()
     require(bool(left) == bool(rest), "rest")
     return words.astype(stored).tobytes() + (decode_planes(rest, left) if left else b"")

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgpack
 import zstandard
 from blake3 import blake3
-from independent_codecs import BITS, RefusedError, decode, require, unzstd
+from independent_codecs import BITS, decode
+from independent_planes import RefusedError, require, unzstd
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 KINDS = {1: "chunk", 2: "manifest", 3: "snapshot", 4: "commit"}

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent_planes import RefusedError
 
 from mstore.codecs.base import DELTA
 from mstore.codecs.delta import Delta
-from mstore.codecs.words import cast, comparable, word_type
+from mstore.codecs.order import BY_MANTISSA, UNORDERED
+from mstore.codecs.words import Words, WordType, cast, comparable, word_type
 from mstore.dtypes import BY_CODE, BY_NAME, DType
 from mstore.errors import MstoreError
 
@@ -31,7 +33,7 @@ def test_the_reader_decodes_golden_payloads(path: Path) -> None:
 def test_the_reader_knows_the_words_of_all_types() -> None:
     for code in range(256):
         if code not in BY_CODE:
-            with pytest.raises(reader.RefusedError):
+            with pytest.raises(RefusedError):
                 reader.word_type(code)
         else:
             kind = word_type(BY_CODE[code])
@@ -64,19 +66,15 @@ def cases(data: st.DataObject) -> tuple[bytes, bytes, int]:
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
     # Enough for two groups, at times.
     count = data.draw(st.sampled_from([1, 5, 100, 400, 8800]))
-    how = data.draw(st.sampled_from(["near", "few", "apart", "noise"]))
+    how = data.draw(st.sampled_from(["near", "few", "rows", "shrunk", "apart", "noise"]))
     if count > 400 and base_dtype.name.removeprefix(">") != dtype.name.removeprefix(">"):
         count = 400
     base = like(base_dtype, count, rng)
     raw = like(dtype, count, np.random.default_rng(1) if how == "noise" else rng)
-    if dtype.word == base_dtype.word and how in ("near", "few"):
+    if dtype.word == base_dtype.word and how not in ("apart", "noise"):
         kind, base_kind = word_type(dtype), word_type(base_dtype)
         words = np.frombuffer(base, base_kind.stored).astype(kind.native)
-        big = words >> kind.mantissa & 1 if kind.mantissa else words & 1
-        words += (big * (rng.random(len(words)) < (0.5 if how == "near" else 0.05))).astype(
-            kind.native
-        )
-        raw = words.astype(kind.stored).tobytes()
+        raw = moved(words, kind, how, rng).astype(kind.stored).tobytes()
     cut = data.draw(st.sampled_from([0, 0, dtype.word, 40 * dtype.word]))
     base = base[: max(base_dtype.word, len(base) - cut)]
     parts = Delta().encode(memoryview(raw), dtype, memoryview(base), base_dtype)
@@ -84,11 +82,27 @@ def cases(data: st.DataObject) -> tuple[bytes, bytes, int]:
     return b"".join(parts), base, len(raw)
 
 
+def moved(words: Words, kind: WordType, how: str, rng: np.random.Generator) -> Words:
+    """What a later version may be."""
+    big = words >> kind.mantissa & 1 if kind.mantissa else words & 1
+    if how == "shrunk":
+        # The larger the mantissa, the larger the step; signs tell where it goes.
+        step = (words & (1 << kind.mantissa) - 1) >> max(0, kind.mantissa - 2)
+        return words - step.astype(kind.native)
+    share = {"near": 0.5, "few": 0.05, "rows": 0.5}[how]
+    step = big * (rng.random(len(words)) < share)
+    if how == "rows":
+        step *= np.repeat(rng.random(len(words) // 128 + 1) < 0.5, 128)[: len(words)]
+    return words + step.astype(kind.native)
+
+
 def like(dtype: DType, count: int, rng: np.random.Generator) -> bytes:
-    """Words of a few neighbouring exponents."""
+    """Words of a few neighbouring exponents and of both signs."""
     kind = word_type(dtype)
     low = 8 * kind.size - 5
     words = rng.integers(0, 1 << 8, count) + (1 << low) - (1 << max(0, kind.mantissa))
+    words += rng.integers(0, 2, count) << low + 2
+    words ^= rng.integers(0, 16, count) << max(0, kind.mantissa - 4)
     return words.astype(kind.native).astype(kind.stored).tobytes()
 
 
@@ -106,7 +120,7 @@ def read(payload: bytes, base: bytes, length: int) -> bytes | None:
     """What the reader makes of a payload, None if it refuses it."""
     try:
         found: bytes = reader.decode(DELTA, payload, length, base)
-    except reader.RefusedError:
+    except RefusedError:
         return None
     return found
 
@@ -134,3 +148,21 @@ def test_both_refuse_the_same_and_give_the_same_wrong_bytes(data: st.DataObject)
     base = base[: data.draw(st.sampled_from([len(base)] * 3 + [len(base) // 2]))]
     damaged = damaged[:end]
     assert read(bytes(damaged), base, length) == decoded(bytes(damaged), base, length)
+
+
+@pytest.mark.parametrize("how", ["rows", "shrunk", "shrunk rows"])
+@pytest.mark.parametrize("name", ["f16", "bf16", "f32", ">f32", "f64", "f8_e4m3", "i16"])
+def test_the_reader_decodes_parts_and_orders_by_mantissa(name: str, how: str) -> None:
+    dtype = BY_NAME[name]
+    kind, rng = word_type(dtype), np.random.default_rng(3)
+    old = np.frombuffer(like(dtype, 20_000, rng), kind.stored).astype(kind.native)
+    old ^= rng.integers(0, 2, len(old)).astype(kind.native) << kind.native.type(8 * kind.size - 1)
+    new = moved(old, kind, how.split()[0], rng)
+    if how == "shrunk rows":
+        new[:10_000] = moved(old[:10_000], kind, "near", rng) + kind.native.type(16)
+    raw, base = (one.astype(kind.stored).tobytes() for one in (new, old))
+    parts = Delta().encode(memoryview(raw), dtype, memoryview(base), dtype)
+    assert parts is not None
+    payload = b"".join(parts)
+    assert payload[2] == (8 if "rows" in how else BY_MANTISSA if kind.mantissa else UNORDERED)
+    assert read(payload, base, len(raw)) == raw
