@@ -20,7 +20,7 @@ from mstore.layout import Tensor
 from mstore.objects import SegmentChunks
 from mstore.threads import Memory, PerThread
 
-MAX_DEPTH = 3
+MAX_DEPTH = 4
 """Records that are decoded before any chunk this version writes, at most."""
 
 

@@ -78,9 +78,9 @@ class Split:
     def take(self, words: Words, quiet: Words, busy: Words) -> None:
         """Fill `quiet` and `busy` with the words of their blocks, in the order of the chunk."""
         blocks = _blocks(words)
-        np.take(blocks, self._places[0], axis=0, out=_blocks(quiet), mode="clip")
+        np.take(blocks, self._places[0], axis=0, out=_blocks(quiet), mode="wrap")
         whole = self.busy - self._rest
-        np.take(blocks, self._places[1], axis=0, out=_blocks(busy[:whole]), mode="clip")
+        np.take(blocks, self._places[1], axis=0, out=_blocks(busy[:whole]), mode="wrap")
         busy[whole:] = words[blocks.size :]
 
     def put(self, quiet: Words, busy: Words, out: Words) -> None:

@@ -31,12 +31,14 @@ _DEEP_LEVEL = 19
 # What a record with a base takes besides its payload: the base's id, there and in the index.
 _BASE_BYTES = 64
 
-# A base one deeper must save so much more of the raw bytes than one that is less deep, or such a
-# part of what is taken with that one, to be worth decoding one more record. So a series stays near
-# the size of an endless chain: every so often a version that is coded against the first one
-# becomes the base of those that follow.
-_DEEPER_SAVES = 0.04
-_DEEPER_SAVES_OF_TAKEN = 0.2
+# A base one deeper must save this part of the raw bytes, and of what is taken with one that is less
+# deep this part for each byte of a word, to be worth decoding one more record; but no more than
+# the last part of the raw bytes. So a series stays near the size of an endless chain: every so
+# often a version that is coded against the first one becomes the base of those that follow.
+# Differences of longer words take more time to decode, and what is coded without them less.
+_DEEPER_SAVES = 0.003
+_DEEPER_SAVES_OF_TAKEN = 0.045
+_DEEPER_SAVES_AT_MOST = 0.08
 
 # Differences that are judged to take this much more than a chunk on its own are not tried.
 _SURE = 0.9
@@ -179,7 +181,8 @@ class Encoder:
             if len(base.raw) < base_kind.size:
                 continue
             share = delta_share(raw, kind, base.raw, base_kind)
-            least = min(_DEEPER_SAVES, _DEEPER_SAVES_OF_TAKEN * best_share)
+            least = _DEEPER_SAVES + _DEEPER_SAVES_OF_TAKEN * kind.size * best_share
+            least = min(least, _DEEPER_SAVES_AT_MOST)
             if best is None or best_share - share > least * (base.depth - best_depth):
                 best, best_share, best_depth = number, share, base.depth
         return best, best_share

@@ -8,15 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mstore.codecs.blocks import BLOCK, busy_blocks
+from mstore.codecs.decay import KEYS, usual_steps, without_steps
 from mstore.codecs.entropy import entropies, entropy, lengths, sample
-from mstore.codecs.order import BY_EXPONENT, BY_MANTISSA, UNORDERED
+from mstore.codecs.order import BY_EXPONENT, DECAYED, UNORDERED
 from mstore.codecs.words import (
     Words,
     WordType,
     cast,
     exponents,
-    mantissas,
-    mirror,
     ulps,
     zigzag,
 )
@@ -24,8 +23,8 @@ from mstore.codecs.words import (
 # Sorting costs a third of the time that coding differences takes, so it must save something.
 _MIN_SAVED_BITS = 0.05
 
-# Mantissas make up to 64 groups, whose tables take up to so many bits of each number.
-_MIN_SAVED_BY_MANTISSA = 0.3
+# The steps that are usual take space too.
+_MIN_SAVED_BY_DECAY = 0.1
 
 
 def own_share(raw: memoryview, kind: WordType) -> float:
@@ -68,7 +67,7 @@ def delta_share(raw: memoryview, kind: WordType, base: memoryview, base_kind: Wo
 def best_order(numbers: Words, against: Words, kind: WordType) -> int:
     """How to order differences (n,), given the words (n,) of their base: one of the orders.
 
-    UNORDERED where neither exponents nor mantissas tell enough of their sizes.
+    UNORDERED where neither exponents nor mantissas tell enough of them.
     """
     return _best_order(sample(numbers), sample(against), kind)[0]
 
@@ -85,25 +84,23 @@ def _best_order(numbers: Words, against: Words, kind: WordType) -> tuple[int, fl
     order, known = UNORDERED, alone
     if alone - by_exponent > _MIN_SAVED_BITS:
         order, known = BY_EXPONENT, by_exponent
-    # What moves by steps that exponents tell is not what shrinks: mantissas need not be asked.
-    if alone - known < _MIN_SAVED_BY_MANTISSA < known + noise:
-        mantissas(against, kind, keys)
-        by_mantissa = _bits_of_steps(numbers, against, kind, keys)
-        if known + noise - by_mantissa > _MIN_SAVED_BY_MANTISSA:
-            return BY_MANTISSA, by_mantissa
+    elif alone + noise > _MIN_SAVED_BY_DECAY and len(numbers) > KEYS:
+        # What moves by steps that exponents tell is not what decays.
+        remains = _bits_of_decay(numbers, against, kind)
+        if known + noise - remains > _MIN_SAVED_BY_DECAY:
+            return DECAYED, remains
     return order, known + noise
 
 
-def _bits_of_steps(
-    numbers: Words, against: Words, kind: WordType, keys: npt.NDArray[np.uint8]
-) -> float:
-    """Bits that it takes to tell a mirrored number from the one before it in the order of keys."""
-    mirrored = numbers.copy()
-    mirror(mirrored, against, kind)
-    ordered = mirrored[np.argsort(keys, kind="stable")]
-    steps = np.diff(ordered, prepend=ordered[:1])
-    zigzag(steps, np.empty_like(steps))
-    sizes = lengths(steps)
+def _bits_of_decay(numbers: Words, against: Words, kind: WordType) -> float:
+    """Bits of what remains of a number beyond the step that its mantissa tells.
+
+    Judged by numbers that had no part in these steps: among few, each would be its own step.
+    """
+    steps = usual_steps(numbers[::2], against[::2], kind)
+    remains = numbers[1::2].copy()
+    without_steps(remains, against[1::2], kind, steps)
+    sizes = lengths(remains)
     return entropy(sizes) + _noise(sizes)
 
 

@@ -13,10 +13,10 @@ MAGNITUDE_GROUP = 16384
 
 LAST_KEY = 255
 
-UNORDERED, BY_EXPONENT, BY_MAGNITUDE, BY_MANTISSA = 0, 1, 2, 4
-"""The orders of differences, as payloads name them."""
+UNORDERED, BY_EXPONENT, BY_MAGNITUDE, DECAYED = 0, 1, 2, 4
+"""The orders of differences, as payloads name them; in the last one they stand as they do."""
 
-ORDERS = frozenset({UNORDERED, BY_EXPONENT, BY_MAGNITUDE, BY_MANTISSA})
+ORDERS = frozenset({UNORDERED, BY_EXPONENT, BY_MAGNITUDE, DECAYED})
 
 _PLACE_BITS = 24
 LONGEST_ORDER = 1 << _PLACE_BITS
@@ -60,26 +60,19 @@ class Order:
         """How many numbers have this key or a smaller one."""
         return self._ends[key]
 
-    def groups(self, numbers: npt.NDArray[np.unsignedinteger]) -> list[int]:
+    def groups(self) -> list[int]:
         """The last key of each group that is worth coding apart, ascending; the last is LAST_KEY.
 
         Each key is a group; one of fewer than SMALLEST_GROUP numbers is joined with those after
-        it, and the last ones with the group before them. Of `numbers` (n,), in this order, groups
-        of nothing but one number are joined.
+        it, and the last ones with the group before them.
         """
-        bounds, starts = list[int](), [0]
+        bounds: list[int] = []
+        start = 0
         for key, end in enumerate(self._ends):
-            if end - starts[-1] >= SMALLEST_GROUP:
+            if end - start >= SMALLEST_GROUP:
                 bounds.append(key)
-                starts.append(end)
-        bounds = [*bounds[:-1], LAST_KEY]
-        starts = starts[: len(bounds)]
-        if len(bounds) == 1:
-            return bounds
-        low = np.minimum.reduceat(numbers, starts)
-        same = low == np.maximum.reduceat(numbers, starts)
-        apart = (low[1:] != low[:-1]) | ~same[1:] | ~same[:-1]
-        return [bound for bound, last in zip(bounds, [*apart.tolist(), True], strict=True) if last]
+                start = end
+        return [*bounds[:-1], LAST_KEY]
 
 
 class Sorter:

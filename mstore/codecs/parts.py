@@ -5,26 +5,26 @@
 | 0 | as they stand | one |
 | 1 exponent | by the exponents of the base | of one exponent, or of neighbouring ones |
 | 2 magnitude | by the base without its sign | of `order.MAGNITUDE_GROUP` numbers |
-| 4 mantissa | by the upper bits of the base's mantissas | as with exponents |
+| 4 decayed | as they stand, less usual steps | one of the steps, one of what remains |
 
-How far a step of training moves a weight, counted in ulps, depends on the weight's exponent.
-Weights that only decay, since nothing moves them, move by ulps that depend on their mantissas
-alone, and towards zero: in order 4 the difference of opposite sign is coded where the base is
-negative. The decoder knows the base, and so the order. Magnitudes tell a little more than
-exponents, but take longer to sort: only a deep encoder tries them.
+How far a step of training moves a weight, counted in ulps, depends on the weight's exponent. The
+decoder knows the base, and so the order. Magnitudes tell a little more, but take longer to sort:
+only a deep encoder tries them. What only decays moves by steps that depend on mantissas instead
+(see `decay`).
 
-The table of a group that is ordered by exponent or mantissa begins with its last key; that of the
-last group is 255. How a group itself is coded is told in `groups`.
+The table of a group that is ordered by exponent begins with its last key; that of the last group
+is 255. How a group itself is coded is told in `groups`.
 """
 
 import numpy as np
 
+from mstore.codecs.decay import KEYS, usual_steps, with_steps, without_steps
 from mstore.codecs.estimate import best_order
 from mstore.codecs.groups import GroupCoder, Table
 from mstore.codecs.order import (
     BY_EXPONENT,
     BY_MAGNITUDE,
-    BY_MANTISSA,
+    DECAYED,
     LAST_KEY,
     LONGEST_ORDER,
     MAGNITUDE_GROUP,
@@ -37,13 +37,11 @@ from mstore.codecs.order import (
     Sorter,
 )
 from mstore.codecs.scratch import Scratch
-from mstore.codecs.words import Words, WordType, exponents, magnitudes, mantissas, mirror
+from mstore.codecs.words import Words, WordType, exponents, magnitudes
 from mstore.errors import CorruptDataError
 from mstore.ids import Buffer
 
 _BYTE = np.dtype(np.uint8)
-_KEYS = {BY_EXPONENT: exponents, BY_MANTISSA: mantissas}
-
 _AnyOrder = Order | MagnitudeOrder
 
 
@@ -60,7 +58,7 @@ class PartCoder:
         self._groups = self._plain_groups = GroupCoder()
         if deep:
             self._groups = GroupCoder(deep=True)
-        self._sorters = {BY_EXPONENT: Sorter(), BY_MANTISSA: Sorter()}
+        self._sorter = Sorter()
         self._magnitude_sorter = MagnitudeSorter()
         self._sorted, self._key, self._magnitudes = (Scratch() for _ in range(3))
         self._made: tuple[int, _AnyOrder] | None = None
@@ -79,13 +77,8 @@ class PartCoder:
         """
         self._made = None
         ways = self._worth_trying(numbers, against, kind)
-        orders = {way: self._order(way, against, kind) for way in ways}
-        chosen = self._smallest(numbers, against, kind, orders) if len(orders) > 1 else ways[0]
-        order = orders[chosen]
-        self._made = (chosen, order) if order else None
-        if chosen == BY_MANTISSA:
-            mirror(numbers, against, kind)
-        self._encode_groups(self._groups, numbers, order, table, streams)
+        chosen = self._smallest(numbers, against, kind, ways) if len(ways) > 1 else ways[0]
+        self._encode_as(chosen, self._groups, numbers, against, kind, table, streams)
         return chosen
 
     def decode(
@@ -93,26 +86,26 @@ class PartCoder:
     ) -> None:
         """Fill `out` with the numbers of a part whose order is `way`.
 
-        With `again` they are those encoded just now, and the order made for that serves once
-        more if it is right. Raises CorruptDataError when the part cannot be of that length or in
+        With `again` they are those encoded last, and the order made for that serves once more if
+        it is right. Raises CorruptDataError when the part cannot be of that length or in
         that order.
         """
         if way not in ORDERS:
             raise CorruptDataError(f"differences are said to be in order {way}")
-        order = self._again(way) if again else None
-        self._made = None
-        if way != UNORDERED:
-            order = order or self._order(way, against, kind)
-            if order is None:
-                raise CorruptDataError("numbers are said to be ordered that have no order")
-        if order is None:
+        if way != UNORDERED and not _has_order(against, kind):
+            raise CorruptDataError("numbers are said to be ordered that have no order")
+        if way in (UNORDERED, DECAYED):
+            steps = np.empty(KEYS, out.dtype)
+            if way == DECAYED:
+                self._groups.decode(table, steps)
             self._groups.decode(table, out)
+            if way == DECAYED:
+                with_steps(out, against, kind, steps)
             return
+        order = (again and self._again(way)) or self._order(way, against, kind)
         numbers = self._sorted.array(len(out), out.dtype)
         self._decode_groups(table, order, numbers)
         out[order.places] = numbers
-        if way == BY_MANTISSA:
-            mirror(out, against, kind)
 
     def _again(self, way: int) -> _AnyOrder | None:
         """The order made for encoding, if it is this one and right."""
@@ -125,58 +118,56 @@ class PartCoder:
         if not _has_order(against, kind) or not numbers.any():
             return [UNORDERED]
         if self._deep:
-            return [BY_MAGNITUDE, BY_EXPONENT, BY_MANTISSA, UNORDERED]
+            return [BY_MAGNITUDE, BY_EXPONENT, DECAYED, UNORDERED]
         return [best_order(numbers, against, kind)]
 
-    def _order(self, way: int, against: Words, kind: WordType) -> _AnyOrder | None:
-        """None where there is no order to make."""
-        if way == UNORDERED or not _has_order(against, kind):
-            return None
+    def _order(self, way: int, against: Words, kind: WordType) -> _AnyOrder:
         if way == BY_MAGNITUDE:
             found = self._magnitudes.array(len(against), against.dtype)
             magnitudes(against, kind, found)
             return self._magnitude_sorter.order(found)
         keys: Keys = self._key.array(len(against), _BYTE)
-        _KEYS[way](against, kind, keys)
-        return self._sorters[way].order(keys)
+        exponents(against, kind, keys)
+        return self._sorter.order(keys)
 
-    def _smallest(
-        self,
-        numbers: Words,
-        against: Words,
-        kind: WordType,
-        orders: dict[int, _AnyOrder | None],
-    ) -> int:
+    def _smallest(self, numbers: Words, against: Words, kind: WordType, ways: list[int]) -> int:
         """The order in which these numbers take least, by coding them without much effort."""
         sizes = {}
-        mirrored = numbers.copy()
-        mirror(mirrored, against, kind)
-        for way, order in orders.items():
+        for way in ways:
             table, streams = bytearray(), list[Buffer]()
-            tried = mirrored if way == BY_MANTISSA else numbers
-            self._encode_groups(self._plain_groups, tried, order, table, streams)
+            tried = numbers.copy()
+            self._encode_as(way, self._plain_groups, tried, against, kind, table, streams)
             sizes[way] = len(table) + sum(map(len, streams))
         return min(sizes, key=lambda way: sizes[way])
 
-    def _encode_groups(
+    def _encode_as(
         self,
+        way: int,
         groups: GroupCoder,
         numbers: Words,
-        order: _AnyOrder | None,
+        against: Words,
+        kind: WordType,
         table: bytearray,
         streams: list[Buffer],
     ) -> None:
-        if order is None:
+        """Encode in this order; leaves anything in `numbers`."""
+        if way in (UNORDERED, DECAYED):
+            if way == DECAYED:
+                steps = usual_steps(numbers, against, kind)
+                groups.encode(steps, table, streams)
+                without_steps(numbers, against, kind, steps)
             groups.encode(numbers, table, streams)
             return
+        order = self._order(way, against, kind)
+        self._made = way, order
         ordered = self._sorted.array(len(numbers), numbers.dtype)
-        np.take(numbers, order.places, out=ordered, mode="clip")
+        np.take(numbers, order.places, out=ordered, mode="wrap")
         if isinstance(order, MagnitudeOrder):
             for start in range(0, len(ordered), MAGNITUDE_GROUP):
                 groups.encode(ordered[start : start + MAGNITUDE_GROUP], table, streams)
             return
         start = 0
-        for bound in order.groups(ordered):
+        for bound in order.groups():
             table.append(bound)
             groups.encode(ordered[start : order.end(bound)], table, streams)
             start = order.end(bound)

@@ -120,17 +120,15 @@ def unzigzag(words: Words, scratch: Words) -> None:
     np.bitwise_xor(words, scratch, out=words)
 
 
-def mirror(numbers: Words, against: Words, kind: WordType) -> None:
-    """Turn zigzag differences of words `against` that are negative into those of opposite sign.
+def mirror(differences: Words, against: Words, scratch: Words) -> None:
+    """Negate the two's complement differences of words `against` that are negative floats.
 
     So that what brings a float closer to zero has one sign, whatever the float's. Its own inverse.
     """
-    negative = np.right_shift(against, 8 * kind.size - 1)
-    # 0 and the most negative difference are their own opposites.
-    np.bitwise_and(negative, numbers + numbers.dtype.type(1) > 1, out=negative)
-    np.add(numbers, negative, out=numbers)
-    np.bitwise_xor(numbers, negative, out=numbers)
-    np.subtract(numbers, negative, out=numbers)
+    signed = f"i{against.itemsize}"
+    np.right_shift(against.view(signed), 8 * against.itemsize - 1, out=scratch.view(signed))
+    np.bitwise_xor(differences, scratch, out=differences)
+    np.subtract(differences, scratch, out=differences)
 
 
 def cast(words: Words, source: WordType, target: WordType) -> Words:

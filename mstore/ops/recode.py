@@ -43,6 +43,15 @@ class Outcome:
     record: Record | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A chunk that another may be coded against: its row, its id, and the rest."""
+
+    row: int
+    id: Id
+    base: Base
+
+
 class Recoder:
     """Decides how chunks are to be stored, and encodes them where that changes. Thread safe."""
 
@@ -72,21 +81,34 @@ class Recoder:
     def _recode(
         self, task: Task, entries: dict[int, Entry], raws: dict[int, memoryview]
     ) -> Outcome:
-        row, entry, raw = task.row, entries[task.row], raws[task.row]
-        offered = [(at, depth) for at, depth in task.bases if entries[at].dtype in BY_CODE]
-        bases = [Base(raws[at], BY_CODE[entries[at].dtype], depth) for at, depth in offered]
-        places = {entries[at].id: place for place, (at, _) in enumerate(offered)}
-        present = places.get(entry.base) if entry.base else None
+        row, entry = task.row, entries[task.row]
+        offered = [
+            Offered(at, entries[at].id, Base(raws[at], BY_CODE[entries[at].dtype], depth))
+            for at, depth in task.bases
+            if entries[at].dtype in BY_CODE
+        ]
+        present = next((one for one in offered if one.id == entry.base), None)
         may_stay = not entry.depth or present is not None
-        stays = self._as_it_is(row, offered[present] if present is not None else None)
-        if may_stay and not self._promises(entry, raw, bases, present):
-            return stays
-        encoded = self._encoder.get().encode(raw, BY_CODE.get(entry.dtype), bases)
-        base, depth = (NO_ROW, 0) if encoded.base is None else offered[encoded.base]
-        depth += base != NO_ROW
-        size = record_size(encoded.stored, depth)
-        if may_stay and size > WORTH * entry.record_size:
-            return stays
+        if may_stay and not self._promises(entry, raws[row], offered, present):
+            return self._as_it_is(row, present)
+        outcome = self._encode(row, entry, raws[row], offered)
+        if may_stay and outcome.size > WORTH * entry.record_size:
+            if not self._deep or present is None or outcome.base == present.row:
+                return self._as_it_is(row, present)
+            # A base that is less deep was taken; the present one may gain by more effort.
+            outcome = self._encode(row, entry, raws[row], [present])
+            if outcome.size > WORTH * entry.record_size:
+                return self._as_it_is(row, present)
+        return outcome
+
+    def _encode(
+        self, row: int, entry: Entry, raw: memoryview, offered: Sequence[Offered]
+    ) -> Outcome:
+        """Stored anew, against one of these or none."""
+        dtype = BY_CODE.get(entry.dtype)
+        encoded = self._encoder.get().encode(raw, dtype, [one.base for one in offered])
+        base = None if encoded.base is None else offered[encoded.base]
+        depth = base.base.depth + 1 if base else 0
         record = Record(
             entry.id,
             Kind.CHUNK,
@@ -97,32 +119,34 @@ class Recoder:
             entry.dtype,
             entry.energy,
             depth,
-            entries[base].id if base != NO_ROW else None,
+            base.id if base else None,
         )
-        return Outcome(row, base, depth, size, record)
+        size = record_size(encoded.stored, depth)
+        return Outcome(row, base.row if base else NO_ROW, depth, size, record)
 
-    def _as_it_is(self, row: int, base: tuple[int, int] | None) -> Outcome:
-        if base is None:
+    def _as_it_is(self, row: int, present: Offered | None) -> Outcome:
+        if present is None:
             return self.stays(row)
-        return Outcome(row, base[0], base[1] + 1, int(self._table.size[row]))
+        return Outcome(row, present.row, present.base.depth + 1, int(self._table.size[row]))
 
     def _promises(
-        self, entry: Entry, raw: memoryview, bases: Sequence[Base], present: int | None
+        self, entry: Entry, raw: memoryview, offered: Sequence[Offered], present: Offered | None
     ) -> bool:
         """Whether encoding a chunk anew, which could stay, may make it smaller."""
         if self._deep:
             return True
         dtype = BY_CODE.get(entry.dtype)
-        if dtype is None or not bases:
+        if dtype is None or not offered:
             return False
-        number, share = self._encoder.get().choose_base(raw, dtype, bases)
+        encoder = self._encoder.get()
+        number, share = encoder.choose_base(raw, dtype, [one.base for one in offered])
         if number is None:
             return False
         if present is None:
             return share < WORTH * entry.stored / entry.raw
         # Both are estimates, which are wrong in the same way.
-        _, now = self._encoder.get().choose_base(raw, dtype, [bases[present]])
-        return number != present and share < WORTH * now
+        _, now = encoder.choose_base(raw, dtype, [present.base])
+        return offered[number] is not present and share < WORTH * now
 
     def _read(self, entries: dict[int, Entry]) -> dict[int, memoryview]:
         """The raw bytes by row, in memory that this thread uses again for the next tasks."""

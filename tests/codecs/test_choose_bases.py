@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from mstore.codecs.base import CONSTANT, DELTA, PLANES, RAW, ZSTD, Base, Encoded
 from mstore.codecs.choose import Decoder, Encoder
 from mstore.codecs.delta import Delta
-from mstore.codecs.order import BY_EXPONENT
 from mstore.codecs.words import comparable, word_type
 from mstore.dtypes import BY_NAME, DType
 from mstore.errors import CorruptDataError
@@ -288,7 +287,7 @@ def test_an_order_that_is_not_right_is_not_believed(
 ) -> None:
     """Encoding with a wrong order would be undone by the same wrong order."""
     codec = Delta()
-    sorter = codec._parts[0]._sorters[BY_EXPONENT]
+    sorter = codec._parts[0]._sorter
     make = sorter.order
 
     def wrong(keys: np.ndarray) -> object:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mstore.codecs import parts as coding
 from mstore.codecs.blocks import BLOCK
 from mstore.codecs.delta import TWO_PARTS, Delta
-from mstore.codecs.order import BY_EXPONENT, BY_MAGNITUDE, BY_MANTISSA, UNORDERED
+from mstore.codecs.order import BY_EXPONENT, BY_MAGNITUDE, DECAYED, UNORDERED
 from mstore.codecs.words import Words, WordType, cast, comparable, ulps, word_type
 from mstore.dtypes import BY_CODE, BY_NAME, DType
 from mstore.errors import CorruptDataError, LimitExceededError
@@ -264,13 +264,13 @@ def test_differences_are_ordered_by_exponent_and_take_less_for_it(
 
 
 def test_what_only_decays_takes_next_to_nothing() -> None:
-    """As AdamW leaves what no gradient reaches; in order 4, for mantissas tell all of it."""
+    """As AdamW leaves what no gradient reaches: mantissas tell all of it."""
     old = np.random.default_rng(0).normal(0, 0.02, 1 << 17).astype(np.float32)
     new = old
     for _ in range(50):
         new = new * np.float32(1 - 2e-7)
     payload = check(new.tobytes(), F32, old.tobytes())
-    assert payload[2] == BY_MANTISSA
+    assert payload[2] == DECAYED
     assert len(payload) < 0.005 * new.nbytes
 
 
@@ -288,31 +288,37 @@ def test_rows_that_moved_do_not_make_the_others_dear() -> None:
     assert len(payload) < 1.01 * (len(moved) + len(decayed)) + 200
 
 
+def constant(number: int) -> tuple[bytes, bytes]:
+    """Table and stream of a group of one and the same number, not 0."""
+    return bytes((1, 0, 1)) + struct.pack("<BI", 1, 1), bytes((number,))
+
+
 def test_two_parts_made_by_hand() -> None:
     """A quiet block, a busy one, and what is left over, which is busy too."""
     base = np.arange(1, 301, dtype=np.float32)
-    plane = struct.pack("<BI", 0, 1)
-    busy = bytes((1, 1)) + b"\0\1" + struct.pack("<BI", 1, 1)
-    table = plane + b"\4\xff\0" + b"\1\xff" + busy[:1] + busy[2:]
-    payload = payload_of(table, b"\2\2", flags=8, count=300)
+    plane, moved = struct.pack("<BI", 0, 1), constant(2)
+    table = plane + b"\0\0" + b"\1\xff" + moved[0]
+    payload = payload_of(table, b"\2" + moved[1], flags=8, count=300)
     words = base.view(np.uint32).copy()
     words[128:] += 1
     assert decode(payload, base.tobytes(), 1200) == words.tobytes()
     for bits in (b"\0", b"\3", b"\6", b"\x82"):
         with pytest.raises(CorruptDataError):
-            decode(payload_of(table, bits + b"\2", flags=8, count=300), base.tobytes(), 1200)
+            decode(payload_of(table, bits + moved[1], flags=8, count=300), base.tobytes(), 1200)
     for order in (3, 8, 5, 255):
         wrong = plane + bytes((order,)) + table[len(plane) + 1 :]
         with pytest.raises(CorruptDataError):
-            decode(payload_of(wrong, b"\2\2", flags=8, count=300), base.tobytes(), 1200)
+            decode(payload_of(wrong, b"\2" + moved[1], flags=8, count=300), base.tobytes(), 1200)
 
 
-def test_an_order_by_mantissa_made_by_hand() -> None:
-    """Of 1.5, -1.0 and -1.25 the second comes first; negative ones moved the other way."""
+def test_decayed_numbers_made_by_hand() -> None:
+    """All step by -3, towards zero, but of 1.5, -1.0 and -1.25 the first, which steps by -2."""
     base = struct.pack("<3f", 1.5, -1.0, -1.25)
-    table = b"\xff" + bytes((1, 0, 1, 0)) + struct.pack("<I", 3)
-    moved = decode(payload_of(table, b"\1\2\1", flags=4), base, 12)
-    assert struct.unpack("<3I", moved) == (0x3FBFFFFF, 0xBF7FFFFF, 0xBFA00001)
+    steps, plane = constant(5), bytes((1, 0, 1)) + struct.pack("<BI", 0, 3)
+    moved = decode(payload_of(steps[0] + plane, steps[1] + b"\2\0\0", flags=4), base, 12)
+    assert struct.unpack("<3I", moved) == (0x3FBFFFFE, 0xBF7FFFFD, 0xBF9FFFFD)
+    with pytest.raises(CorruptDataError):
+        decode(payload_of(steps[0], steps[1], flags=4), base, 12)
 
 
 def test_the_difference_does_not_grow_at_zero_and_at_powers_of_two() -> None:
@@ -465,7 +471,7 @@ UNKNOWN = sorted({*range(256)} - {*BY_CODE})
         (payload_of(GROUP, STREAM, flags=3), 12),
         (payload_of(b"\xff" + GROUP, STREAM, flags=3), 12),
         (payload_of(b"\0", flags=2, code=4, base_code=4), 6),
-        (payload_of(b"\xff\0", flags=4, code=4, base_code=4), 6),
+        (payload_of(b"\0\0", flags=4, code=4, base_code=4), 6),
         (payload_of(b"\xff" + GROUP, STREAM, flags=5), 12),
         (payload_of(b"\xff" + GROUP, STREAM, flags=9), 12),
         (payload_of(b"\0\0\0\0\0" + b"\0\0" * 2, flags=8), 12),

@@ -20,7 +20,7 @@ NAMES = [
     "delta-f16-from-f32",
     "delta-f16-from-f64",
     "delta-f32-by-magnitude",
-    "delta-f32-by-mantissa",
+    "delta-f32-decayed",
     "delta-f32-dense",
     "delta-f32-equal",
     "delta-f32-from-big-endian-bf16",

@@ -21,15 +21,9 @@ def keys_of(counts: dict[int, int], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(keys)
 
 
-def various(order: Order) -> np.ndarray:
-    """Numbers of which no two neighbours are alike."""
-    return np.arange(len(order.places), dtype=np.uint32)
-
-
 def sizes(order: Order) -> list[int]:
     """Numbers in each group."""
-    bounds = order.groups(various(order))
-    return np.diff([order.end(bound) for bound in bounds], prepend=0).tolist()
+    return np.diff([order.end(bound) for bound in order.groups()], prepend=0).tolist()
 
 
 @given(st.lists(KEYS, max_size=300))
@@ -73,7 +67,7 @@ def test_ends_count_the_numbers_up_to_a_key(counts: dict[int, int]) -> None:
 @given(st.dictionaries(KEYS, COUNTS, max_size=8))
 def test_no_group_is_small_but_when_all_is(counts: dict[int, int]) -> None:
     order = Sorter().order(keys_of(counts))
-    bounds, total = order.groups(various(order)), sum(counts.values())
+    bounds, total = order.groups(), sum(counts.values())
     assert bounds == sorted(set(bounds))
     assert bounds[-1] == LAST_KEY
     assert order.end(LAST_KEY) == total
@@ -99,17 +93,7 @@ def test_no_group_is_small_but_when_all_is(counts: dict[int, int]) -> None:
     ],
 )
 def test_keys_with_few_numbers_share_a_group(counts: dict[int, int], bounds: list[int]) -> None:
-    order = Sorter().order(keys_of(counts))
-    assert order.groups(various(order)) == bounds
-
-
-def test_groups_of_one_and_the_same_number_are_joined() -> None:
-    order = Sorter().order(keys_of(dict.fromkeys(range(8), 5000)))
-    numbers = np.repeat(np.array([7, 7, 7, 9, 9, 0, 0, 0], np.uint16), 5000)
-    assert order.groups(numbers) == [2, 4, LAST_KEY]
-    numbers[5003] = 8
-    assert order.groups(numbers) == [0, 1, 2, 4, LAST_KEY]
-    assert order.groups(np.zeros(40_000, np.uint32)) == [LAST_KEY]
+    assert Sorter().order(keys_of(counts)).groups() == bounds
 
 
 def test_an_order_shorter_than_the_one_before_is_right() -> None:

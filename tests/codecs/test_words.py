@@ -293,18 +293,14 @@ def test_word_types_are_those_of_the_elements(name: str) -> None:
 @pytest.mark.parametrize("name", ["f8_e5m2", "bf16", "f32", "f64"])
 def test_what_moves_towards_zero_is_mirrored_to_one_sign(name: str) -> None:
     kind = kind_of(name)
-    size, top = kind.size, 1 << 8 * kind.size - 1
+    signed, top = f"i{kind.size}", 1 << 8 * kind.size - 1
     against = np.array([5, top | 5, 5, top | 5, top | 5, top | 5], kind.native)
-    differences = np.array([-3, 3, 3, -3, 0, -top], f"i{size}").view(kind.native)
-    numbers = differences.copy()
-    zigzag(numbers, np.empty_like(numbers))
-    before = numbers.copy()
-    mirror(numbers, against, kind)
-    mirrored = numbers.copy()
-    unzigzag(mirrored, np.empty_like(mirrored))
-    assert mirrored.view(f"i{size}").tolist() == [-3, -3, 3, 3, 0, -top]
-    mirror(numbers, against, kind)
-    assert numbers.tolist() == before.tolist()
+    differences = np.array([-3, 3, 3, -3, 0, -top], signed).view(kind.native)
+    before, scratch = differences.tolist(), np.empty_like(differences)
+    mirror(differences, against, scratch)
+    assert differences.view(signed).tolist() == [-3, -3, 3, 3, 0, -top]
+    mirror(differences, against, scratch)
+    assert differences.tolist() == before
 
 
 def test_mantissas_are_their_upper_bits() -> None:

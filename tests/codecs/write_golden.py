@@ -90,7 +90,7 @@ def deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
         ),
         "delta-f8-ordered": ("f8_e5m2", moved8.tobytes(), "f8_e5m2", bytes8.tobytes()),
         "delta-c64": ("c64", new.tobytes(), "f32", old.tobytes()),
-        "delta-f32-by-mantissa": ("f32", (old * near).tobytes(), "f32", old.tobytes()),
+        "delta-f32-decayed": ("f32", (long * near).tobytes(), "f32", long.tobytes()),
         "delta-bf16-two-parts": ("bf16", moved16.tobytes(), "bf16", words16.tobytes()),
         "delta-f32-two-parts": ("f32", parts.tobytes(), "f32", long.tobytes()),
     }  # fmt: skip

@@ -90,31 +90,30 @@ def decode_part(order, table, streams, against, mantissa):
         return decode_group(table, streams, count, dtype)
     require(mantissa and count <= 1 << 24, "order")
     bits = 8 * dtype.itemsize
+    if order == 4:
+        low = against & dtype.type((1 << mantissa) - 1)
+        more = dtype.type(abs(mantissa - 8))
+        keys = low >> more if mantissa > 8 else low << more
+        steps = unfolded(decode_group(table, streams, 256, dtype))
+        differences = unfolded(decode_group(table, streams, count, dtype)) + steps[keys]
+        opposite = against >> dtype.type(bits - 1) > 0
+        return folded(np.where(opposite, dtype.type(0) - differences, differences))
     if order == 2:
         keys = (against & ~(dtype.type(1) << dtype.type(bits - 1))) >> dtype.type(max(0, bits - 33))
     if order == 1:
         exponent = against >> dtype.type(mantissa)
         keys = exponent & dtype.type(min(255, ~(-1 << bits - 1 - mantissa)))
-    if order == 4:
-        low = against & dtype.type((1 << mantissa) - 1)
-        more = dtype.type(abs(mantissa - 8))
-        keys = low >> more if mantissa > 8 else low << more
     numbers = np.zeros(count, dtype)
     places, done, last = np.argsort(keys, kind="stable"), 0, -1
-    while done < count or (order != 2 and last < 255):
+    while done < count or (order == 1 and last < 255):
         end = min(done + 16384, count)
-        if order != 2:
+        if order == 1:
             previous, (last,) = last, read(table, "<B")
             end = np.count_nonzero(keys <= last)
             require(last > previous and end > done, "order of groups")
         numbers[places[done:end]] = decode_group(table, streams, end - done, dtype)
         done = end
     require(order == 2 or last == 255, "order of groups")
-    if order == 4:
-        differences = unfolded(numbers)
-        opposite = against >> dtype.type(bits - 1) > 0
-        differences[opposite] = dtype.type(0) - differences[opposite]
-        numbers = folded(differences)
     return numbers
 
 

@@ -12,7 +12,7 @@ from independent_planes import RefusedError
 
 from mstore.codecs.base import DELTA
 from mstore.codecs.delta import Delta
-from mstore.codecs.order import BY_MANTISSA, UNORDERED
+from mstore.codecs.order import DECAYED, UNORDERED
 from mstore.codecs.words import Words, WordType, cast, comparable, word_type
 from mstore.dtypes import BY_CODE, BY_NAME, DType
 from mstore.errors import MstoreError
@@ -152,7 +152,7 @@ def test_both_refuse_the_same_and_give_the_same_wrong_bytes(data: st.DataObject)
 
 @pytest.mark.parametrize("how", ["rows", "shrunk", "shrunk rows"])
 @pytest.mark.parametrize("name", ["f16", "bf16", "f32", ">f32", "f64", "f8_e4m3", "i16"])
-def test_the_reader_decodes_parts_and_orders_by_mantissa(name: str, how: str) -> None:
+def test_the_reader_decodes_parts_and_what_decays(name: str, how: str) -> None:
     dtype = BY_NAME[name]
     kind, rng = word_type(dtype), np.random.default_rng(3)
     old = np.frombuffer(like(dtype, 20_000, rng), kind.stored).astype(kind.native)
@@ -164,5 +164,5 @@ def test_the_reader_decodes_parts_and_orders_by_mantissa(name: str, how: str) ->
     parts = Delta().encode(memoryview(raw), dtype, memoryview(base), dtype)
     assert parts is not None
     payload = b"".join(parts)
-    assert payload[2] == (8 if "rows" in how else BY_MANTISSA if kind.mantissa else UNORDERED)
+    assert payload[2] == (8 if "rows" in how else DECAYED if kind.mantissa else UNORDERED)
     assert read(payload, base, len(raw)) == raw
