@@ -7,7 +7,8 @@ first of these ways that fits:
 |---|---|---|
 | 0 zero | all numbers are 0 | none |
 | 1 dense | | planes of the low bits, then planes of the others |
-| 2 sparse | few numbers are not 0 | gaps, then planes of the others less 1 |
+| 2 sparse | few numbers are not 0 | gaps, then planes of the others less 1, or pairs of these |
+| 3 pairs | many numbers are 0, and few of more than four bits | pairs, then planes of the others |
 
 Dense, with a shift s: ceil(s / 8) planes hold the lowest s bits of each number, eight to a plane,
 lowest first; the other planes hold the number shifted right by s. Numbers of some thousand ulps
@@ -16,6 +17,11 @@ s bits below, which are noise, takes s bits.
 
 Sparse: before each number that is not 0 the count of zeros, as so many bytes of 255 and then one
 less than 255. These bytes make one plane. The planes of the numbers, each less 1, follow.
+
+Pairs: two numbers in a byte, four bits each, the first in the lower ones; numbers of 15 and more
+leave 15 there, and what they have beyond it makes planes of its own. Huffman's code spends at least
+a bit on each byte: so much is lost on numbers that are mostly 0, 1 and 2 that it is worth coding
+them two at a time.
 
 Planes are coded by `bytecoder`. Higher planes that are not there are zeros.
 """
@@ -26,22 +32,33 @@ import numpy as np
 import numpy.typing as npt
 
 from mstore.codecs.bytecoder import PLANE_ENTRY, ByteCoder
+from mstore.codecs.pairs import pack_pairs, packed_size, unpack_pairs
 from mstore.codecs.scratch import Scratch
 from mstore.codecs.words import Words
 from mstore.errors import CorruptDataError
 from mstore.ids import Buffer
 
-ZERO, DENSE, SPARSE = range(3)
+ZERO, DENSE, SPARSE, PAIRS = range(4)
 """Kinds of groups."""
 
 _DENSE_HEAD = struct.Struct("<BB")
 _SPARSE_HEAD = struct.Struct("<BII")
+_SPARSE = struct.Struct("<IIB")
 # A gap costs about as much as the same numbers in a plane where one in so many is not 0.
 _SPARSE_SHARE = 0.3
 # The bits of a typical number that are worth a plane of their own, where it has more than a byte.
 _TELLING_BITS = 4
 _TRIED_BITS = (3, 4, 5)
 _SOME_BITS = 10
+
+IN_PAIRS = 128
+"""Beside the planes of a sparse group: its numbers, less 1, are in pairs."""
+
+_PAIRS_HEAD = struct.Struct("<IB")
+_LARGEST_IN_PAIR = 15
+# Pairs pay where not so many of the numbers are other than 0, few do not fit into a pair, and there
+# are enough of them, since pairs need a larger table.
+_PAIRS_SHARE, _OUTSIDE_SHARE, _FEWEST_IN_PAIRS = 0.75, 1 / 16, 2048
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -67,6 +84,9 @@ class GroupCoder:
             self._encode_smallest(self._deep, words, used, typical, table, parts)
         elif used < _SPARSE_SHARE * len(words):
             self._encode_sparse(words, table, parts)
+        elif _suits_pairs(words, used):
+            table.append(PAIRS)
+            self._encode_pairs(words, table, parts)
         else:
             # Up to a byte and a bit, cutting off low bits costs more than it saves.
             shift = typical - _TELLING_BITS if typical > 8 else 0
@@ -82,27 +102,32 @@ class GroupCoder:
         parts: list[Buffer],
     ) -> None:
         """Try what is near to what `encode` would do; the planes of the smallest go to `coder`."""
-        shifts: set[int | None] = set()
+        ways: set[tuple[int, int]] = set()
         if used > _SPARSE_SHARE / 2 * len(words):
-            shifts.update(max(0, typical - bits) for bits in _TRIED_BITS)
-            shifts.update({0} if typical < _SOME_BITS else ())
+            ways.update((DENSE, max(0, typical - bits)) for bits in _TRIED_BITS)
+            ways.update({(DENSE, 0)} if typical < _SOME_BITS else ())
+            ways.update({(PAIRS, 0)} if typical < _TELLING_BITS else ())
         if used < 2 * _SPARSE_SHARE * len(words):
-            shifts.add(None)
+            ways.add((SPARSE, 0))
         sizes = {}
-        for shift in shifts:
+        for way in ways:
             tried, streams = bytearray(), list[Buffer]()
-            self._encode_as(words, shift, tried, streams)
-            sizes[shift] = len(tried) + sum(map(len, streams))
+            self._encode_as(words, way, tried, streams)
+            sizes[way] = len(tried) + sum(map(len, streams))
         self._coder = coder
-        self._encode_as(words, min(sizes, key=lambda shift: sizes[shift]), table, parts)
+        self._encode_as(words, min(sizes, key=lambda way: sizes[way]), table, parts)
         self._coder = self._plain
 
     def _encode_as(
-        self, words: Words, shift: int | None, table: bytearray, parts: list[Buffer]
+        self, words: Words, way: tuple[int, int], table: bytearray, parts: list[Buffer]
     ) -> None:
-        """Dense with this shift, or sparse."""
-        if shift is None:
+        """As a group of this kind; dense with this shift."""
+        kind, shift = way
+        if kind == SPARSE:
             self._encode_sparse(words, table, parts)
+        elif kind == PAIRS:
+            table.append(PAIRS)
+            self._encode_pairs(words, table, parts)
         else:
             self._encode_dense(words, shift, table, parts)
 
@@ -128,6 +153,8 @@ class GroupCoder:
             self._decode_dense(table, out)
         elif kind == SPARSE:
             self._decode_sparse(table, out)
+        elif kind == PAIRS:
+            self._decode_pairs(table, out)
         else:
             raise CorruptDataError(f"a group of differences is of kind {kind}")
 
@@ -137,11 +164,26 @@ class GroupCoder:
         gaps = gap_bytes(places)
         values = words[places] - words.dtype.type(1)
         table += _SPARSE_HEAD.pack(SPARSE, len(places), len(gaps))
-        planes = -(-int(values.max()).bit_length() // 8)
+        if _suits_pairs(values, int(np.count_nonzero(values))):
+            table.append(IN_PAIRS)
+            self._append(gaps, table, parts)
+            self._encode_pairs(values, table, parts)
+            return
+        planes = _planes_of(values)
         table.append(planes)
         self._append(gaps, table, parts)
         for plane in range(planes):
             self._encode_plane(values, 8 * plane, 255, table, parts)
+
+    def _encode_pairs(self, words: Words, table: bytearray, parts: list[Buffer]) -> None:
+        """Head, pairs, and planes of the numbers that do not fit into pairs."""
+        small = np.minimum(words, _LARGEST_IN_PAIR).astype(np.uint8)
+        outside = words[small == _LARGEST_IN_PAIR] - words.dtype.type(_LARGEST_IN_PAIR)
+        planes = _planes_of(outside)
+        table += _PAIRS_HEAD.pack(len(outside), planes)
+        self._append(pack_pairs(small), table, parts)
+        for plane in range(planes):
+            self._encode_plane(outside, 8 * plane, 255, table, parts)
 
     def _encode_plane(
         self, words: Words, shift: int, mask: int, table: bytearray, parts: list[Buffer]
@@ -167,19 +209,39 @@ class GroupCoder:
         self._merge(table, places, out)
 
     def _decode_sparse(self, table: "Table", out: Words) -> None:
-        used, length = table.sparse()
-        planes = table.byte()
+        used, length, planes = _SPARSE.unpack(table.take(_SPARSE.size))
         longest = used + len(out) // 255
-        if used > len(out) or not used <= length <= longest or planes > out.itemsize:
+        if used > len(out) or not used <= length <= longest:
             raise CorruptDataError(f"a sparse group of {used} numbers, {length} gaps")
         places = gap_places(self._coder.decode(*table.plane(), length))
         if len(places) != used or (used and places[-1] >= len(out)):
             raise CorruptDataError("the gaps of a sparse group do not fit it")
         values = np.empty(used, out.dtype)
-        self._merge(table, list(range(0, 8 * planes, 8)), values)
+        if planes == IN_PAIRS:
+            self._decode_pairs(table, values)
+        else:
+            self._decode_planes(table, planes, values)
         values += out.dtype.type(1)
         out[:] = 0
         out[places] = values
+
+    def _decode_pairs(self, table: "Table", out: Words) -> None:
+        outside, planes = _PAIRS_HEAD.unpack(table.take(_PAIRS_HEAD.size))
+        if outside > len(out):
+            raise CorruptDataError(f"{outside} numbers of {len(out)} do not fit into pairs")
+        pairs = self._coder.decode(*table.plane(), packed_size(len(out)))
+        np.copyto(out, unpack_pairs(pairs, len(out)))
+        places = np.flatnonzero(out == _LARGEST_IN_PAIR)
+        if len(places) != outside:
+            raise CorruptDataError("other numbers than there are do not fit into pairs")
+        beyond = np.empty(outside, out.dtype)
+        self._decode_planes(table, planes, beyond)
+        out[places] += beyond
+
+    def _decode_planes(self, table: "Table", planes: int, out: Words) -> None:
+        if planes > out.itemsize:
+            raise CorruptDataError(f"numbers of {planes} planes")
+        self._merge(table, list(range(0, 8 * planes, 8)), out)
 
     def _merge(self, table: "Table", shifts: list[int], out: Words) -> None:
         """Fill `out` with the numbers whose planes come next; plane i is shifted by shifts[i]."""
@@ -193,6 +255,19 @@ class GroupCoder:
             wide = self._plane.array(len(out), out.dtype)
             np.left_shift(plane, shift, out=wide, dtype=out.dtype)
             np.bitwise_or(out, wide, out=out)
+
+
+def _suits_pairs(words: Words, used: int) -> bool:
+    """Whether these numbers, of which so many are not 0, are better coded in pairs."""
+    if not len(words) >= _FEWEST_IN_PAIRS or used > _PAIRS_SHARE * len(words):
+        return False
+    outside = int(np.count_nonzero(words >= _LARGEST_IN_PAIR))
+    return outside < _OUTSIDE_SHARE * len(words)
+
+
+def _planes_of(words: Words) -> int:
+    """Bytes of the largest number."""
+    return -(-int(words.max(initial=0)).bit_length() // 8)
 
 
 def gap_bytes(places: npt.NDArray[np.intp]) -> _Bytes:
@@ -226,17 +301,12 @@ class Table:
 
     def byte(self) -> int:
         """The next byte."""
-        (value,) = self._take(1)
+        (value,) = self.take(1)
         return value
-
-    def sparse(self) -> tuple[int, int]:
-        """The two counts of a sparse group."""
-        used, length = struct.unpack("<II", self._take(8))
-        return used, length
 
     def plane(self) -> tuple[int, memoryview]:
         """Mode and stored bytes of the next plane; raises CorruptDataError past the end."""
-        mode, length = PLANE_ENTRY.unpack(self._take(PLANE_ENTRY.size))
+        mode, length = PLANE_ENTRY.unpack(self.take(PLANE_ENTRY.size))
         if self._used + length > len(self._streams):
             raise CorruptDataError("the planes of differences are cut short")
         self._used += length
@@ -247,7 +317,8 @@ class Table:
         if (self._at, self._used) != (len(self._table), len(self._streams)):
             raise CorruptDataError("there is more in a chunk of differences than its groups hold")
 
-    def _take(self, count: int) -> memoryview:
+    def take(self, count: int) -> memoryview:
+        """The next bytes; raises CorruptDataError past the end."""
         if self._at + count > len(self._table):
             raise CorruptDataError("the table of a chunk of differences is cut short")
         self._at += count

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from mstore.codecs.bytecoder import CONSTANT_PLANE, RAW_PLANE, ZSTD_PLANE
 from mstore.codecs.groups import (
     DENSE,
+    IN_PAIRS,
+    PAIRS,
     SPARSE,
     ZERO,
     GroupCoder,
@@ -56,8 +58,19 @@ def decode_as_documented(table: bytes, streams: bytes, count: int, size: int) ->
             elif mode == ZSTD_PLANE:
                 body = zstandard.ZstdDecompressor().decompress(body, max_output_size=length)
             found.append(body)
-        assert at + 5 * how_many in (len(table), 15)
+        assert at + 5 * how_many <= len(table)
         return found
+
+    def pairs(at: int, amount: int) -> list[int]:
+        outside, how_many = struct.unpack_from("<IB", table, at)
+        (both,) = planes(at + 5, 1, -(-amount // 2))
+        values = [half for byte in both for half in (byte & 15, byte >> 4)][:amount]
+        large = [place for place, value in enumerate(values) if value == 15]
+        assert len(large) == outside
+        for index, plane in enumerate(planes(at + 10, how_many, outside)):
+            for place, byte in zip(large, plane, strict=True):
+                values[place] += byte << 8 * index
+        return values
 
     used, numbers = 0, [0] * count
     if table[0] == DENSE:
@@ -70,8 +83,12 @@ def decode_as_documented(table: bytes, streams: bytes, count: int, size: int) ->
         amount, length = struct.unpack_from("<II", table, 1)
         (gaps,) = planes(10, 1, length)
         values = [1] * amount
-        for index, plane in enumerate(planes(15, table[9], amount)):
-            values = [one + (byte << 8 * index) for one, byte in zip(values, plane, strict=True)]
+        if table[9] == IN_PAIRS:
+            values = [1 + one for one in pairs(15, amount)]
+        else:
+            for index, plane in enumerate(planes(15, table[9], amount)):
+                added = [byte << 8 * index for byte in plane]
+                values = [one + more for one, more in zip(values, added, strict=True)]
         place = 0
         for gap in gaps:
             place += gap
@@ -79,6 +96,8 @@ def decode_as_documented(table: bytes, streams: bytes, count: int, size: int) ->
                 numbers[place] = values.pop(0)
                 place += 1
         assert not values
+    elif table[0] == PAIRS:
+        numbers = pairs(1, count)
     assert used == len(streams)
     return numbers
 
@@ -169,6 +188,31 @@ def test_few_numbers_that_are_not_zero_make_a_sparse_group(size: int, share: flo
     assert check(words) == (SPARSE if share < 0.3 else DENSE)
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("count", [5000, 5001, 30_001])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_small_numbers_are_coded_in_pairs_and_take_little_more_than_their_entropy(
+    size: int, count: int, share: float
+) -> None:
+    """In sparse groups too, where the numbers are less 1; some do not fit into pairs."""
+    rng = np.random.default_rng(3)
+    drawn = rng.geometric(share, count) - 1
+    shares = np.bincount(drawn) / count
+    entropy = -(shares[shares > 0] * np.log2(shares[shares > 0])).sum() * count / 8
+    words = drawn.astype(f"u{size}")
+    words[::500] = rng.integers(0, 250, len(words[::500]))
+    words[1] = (1 << 8 * size) - 1
+    assert check(words) == {0.2: DENSE, 0.5: PAIRS, 0.9: SPARSE}[share]
+    table, streams = encode(words)
+    if share == 0.5:
+        assert len(table) + len(streams) < 1.03 * entropy + 250
+    sparse = np.zeros(4 * count, words.dtype)
+    sparse[rng.permutation(4 * count)[:count]] = words
+    assert check(sparse) == SPARSE
+    table, _ = encode(sparse)
+    assert table[9] == IN_PAIRS or share != 0.5
+
+
 @pytest.mark.parametrize("width", [1000, 5000, 20_000, 1e6])
 def test_noise_below_the_telling_bits_takes_what_it_is(width: float) -> None:
     """The bits that are shifted off are noise; the rest costs about its entropy."""
@@ -204,6 +248,10 @@ def plane(mode: int, stored: int) -> bytes:
     return struct.pack("<BI", mode, stored)
 
 
+def pairs_head(outside: int, planes: int) -> bytes:
+    return struct.pack("<BIB", PAIRS, outside, planes)
+
+
 def sparse_head(used: int, gaps: int, planes: int) -> bytes:
     return struct.pack("<BIIB", SPARSE, used, gaps, planes)
 
@@ -230,6 +278,20 @@ def sparse_head(used: int, gaps: int, planes: int) -> bytes:
             b"\0\2\4\5",
             [5, 0, 0, 6],
         ),
+        (pairs_head(0, 0) + plane(RAW_PLANE, 2), b"\x21\x43", [1, 2, 3, 4]),
+        (
+            pairs_head(2, 2) + plane(RAW_PLANE, 2) + plane(RAW_PLANE, 2) * 2,
+            b"\xf1\x4f" + b"\0\2\1\0",
+            [1, 15 + 256, 15 + 2, 4],
+        ),
+        (
+            sparse_head(3, 3, IN_PAIRS)
+            + plane(RAW_PLANE, 3)
+            + pairs_head(1, 0)[1:]
+            + plane(RAW_PLANE, 2),
+            b"\0\1\0" + b"\x1f\xe2",
+            [16, 0, 2, 3],
+        ),
     ],
 )
 def test_a_table_made_by_hand_is_read(table: bytes, streams: bytes, words: list[int]) -> None:
@@ -244,7 +306,17 @@ RAW_4 = plane(RAW_PLANE, 4)
     ("table", "streams"),
     [
         (b"", b""),
+        (b"\x04", b""),
         (b"\x03", b""),
+        (pairs_head(0, 0), b""),
+        (pairs_head(0, 0) + plane(RAW_PLANE, 2), b"\1"),
+        (pairs_head(0, 0) + plane(RAW_PLANE, 2), b"\xf1\1"),
+        (pairs_head(1, 0) + plane(RAW_PLANE, 2), b"\1\1"),
+        (pairs_head(5, 0) + plane(RAW_PLANE, 2), b"\xff\xff"),
+        (pairs_head(1, 3) + plane(RAW_PLANE, 2) + plane(RAW_PLANE, 1) * 3, b"\xf1\1\0\0\0"),
+        (pairs_head((1 << 32) - 1, 1) + plane(RAW_PLANE, 2) * 2, b"\xff\xff\0\0"),
+        (sparse_head(1, 1, IN_PAIRS + 1) + plane(RAW_PLANE, 1) * 2, b"\0\0"),
+        (sparse_head(1, 1, IN_PAIRS) + plane(RAW_PLANE, 1), b"\0"),
         (b"\xff", b""),
         (b"\x00\x00", b""),
         (b"\x00", b"a"),

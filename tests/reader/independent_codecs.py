@@ -60,7 +60,7 @@ def in_order(words):
 
 def decode_group(table, streams, count, dtype):
     (kind,) = read(table, "<B")
-    require(kind in (0, 1, 2), "kind of group")
+    require(kind in (0, 1, 2, 3), "kind of group")
     words, bits = np.zeros(count, dtype), 8 * dtype.itemsize
     if kind == 1:
         shift, planes = read(table, "<BB")
@@ -72,13 +72,29 @@ def decode_group(table, streams, count, dtype):
     if kind == 2:
         used, length, planes = read(table, "<IIB")
         require(used <= count and used <= length <= used + count // 255, "sparse group")
-        require(8 * planes <= bits, "sparse group")
         gaps = read_planes(table, streams, [0], length, "u1")
         places = np.cumsum(gaps, dtype=np.int64)[gaps < 255]
         places += np.arange(len(places))
         require(len(places) == used and (places < count).all(), "places of a sparse group")
-        values = read_planes(table, streams, range(0, 8 * planes, 8), used, dtype)
+        if planes == 128:
+            values = decode_pairs(table, streams, used, dtype)
+        else:
+            require(8 * planes <= bits, "sparse group")
+            values = read_planes(table, streams, range(0, 8 * planes, 8), used, dtype)
         words[places] = values + dtype.type(1)
+    if kind == 3:
+        words = decode_pairs(table, streams, count, dtype)
+    return words
+
+
+def decode_pairs(table, streams, count, dtype):
+    outside, planes = read(table, "<IB")
+    require(outside <= count and planes <= dtype.itemsize, "pairs")
+    pairs = read_planes(table, streams, [0], -(-count // 2), "u1")
+    words = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)[:count].astype(dtype)
+    large = words == 15
+    require(np.count_nonzero(large) == outside, "numbers outside pairs")
+    words[large] += read_planes(table, streams, range(0, 8 * planes, 8), outside, dtype)
     return words
 
 
