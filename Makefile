@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint types docs docs-check bench bench-families ci
+.PHONY: help setup demo test test-slow lint types docs docs-check bench bench-figures ci
 
 help:
 	@echo 'usage: make TARGET'
@@ -46,10 +46,10 @@ docs: $(READY) ## write the generated pages of docs/ anew
 docs-check: $(READY) ## check that the generated pages are up to date
 	@$(BIN)/python tests/docs/generate.py --check
 
-bench: $(TEST_READY) $(MODEL) ## measure sizes, speed and memory (some minutes, 15 GB of disk)
+bench-figures: $(TEST_READY) $(MODEL) ## measure sizes, speed and memory (some minutes, 15 GB of disk)
 	@$(BIN)/python tests/benchmarks/run.py --model $(MODEL) $(BENCH)
 
-bench-families: $(BENCH_READY) $(MODEL) ## train models, compare with the peers, write docs/benchmarks.md
+bench: $(BENCH_READY) $(MODEL) ## train models, compare with the peers, write docs/benchmarks.md
 	@$(BENCH_VENV)/bin/python tests/benchmarks/bench_families.py --model $(MODEL) \
 		--json .venv/bench/results.json --report $(BENCH)
 

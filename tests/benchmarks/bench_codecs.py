@@ -79,7 +79,7 @@ def _differences() -> Iterator[Figure]:
         kind = DELTAS[family.name]
         title = f"{kind}, {family.versions[1]} from its base"
         if not family.made():
-            yield Figure(title, None, note="make bench-families trains them")
+            yield Figure(title, None, note="make bench trains them")
             continue
         before, after = (
             joined(read_arrays(family.directory(number) / MODEL), kind) for number in (0, 1)

@@ -3,7 +3,7 @@
 Size: the repository of a series beside an endless chain of it, in which every version is coded
 against the one before it. The chain has the same codec and the same chunks, and nothing counts but
 its payloads. Speed: the checkout of every version beside that of the same version alone in a new
-repository; whole processes by turns, medians. The families are those of `make bench-families`.
+repository; whole processes by turns, medians. The families are those of `make bench`.
 """
 
 import os
@@ -34,7 +34,7 @@ def measure(model: Path) -> Iterator[Figure]:
     for family in SERIES:
         title = f"{family.name}, {len(family.versions)} versions"
         if not family.made():
-            yield Figure(title, None, note="make bench-families trains it")
+            yield Figure(title, None, note="make bench trains it")
             continue
         with workspace() as work:
             series = Mstore(work / "series")

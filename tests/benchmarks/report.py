@@ -39,11 +39,11 @@ original byte for byte."""
 
 COMMANDS = """\
 ```sh
-make bench-families                                                 # all of this page, anew
-make bench-families BENCH='--families f32,bf16 --peers mstore,xor'  # only to look at
-make bench-families BENCH='--parts together'                        # all families in one repository
-make bench-families BENCH='--parts depth'                           # long histories
-make bench-families BENCH='--parts codecs'                          # codecs in memory
+make bench                                                 # all of this page, anew
+make bench BENCH='--families f32,bf16 --peers mstore,xor'  # only to look at
+make bench BENCH='--parts together'                        # all families in one repository
+make bench BENCH='--parts depth'                           # long histories
+make bench BENCH='--parts codecs'                          # codecs in memory
 ```
 
 The first run makes an environment of its own with PyTorch and the peers from the package registry, and
@@ -70,7 +70,7 @@ def _page(report: Report) -> Iterator[str]:
     yield "<!-- made by tests/benchmarks/report.py -->"
     yield (
         "mstore beside other ways to keep versions of models, on one machine in one run of "
-        "`make bench-families`. Each part says how to run it alone."
+        "`make bench`. Each part says how to run it alone."
     )
     yield _machine(report)
     yield "## Stored size"
@@ -136,7 +136,7 @@ def _size_table(families: Report) -> str:
 
 def _alone(parts: str) -> str:
     """How to measure only what a part of the page shows."""
-    return f"Alone: `make bench-families BENCH='--parts {parts}'`."
+    return f"Alone: `make bench BENCH='--parts {parts}'`."
 
 
 def _together(together: Report, families: Report) -> Iterator[str]:
