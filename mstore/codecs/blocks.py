@@ -16,7 +16,7 @@ from mstore.errors import CorruptDataError
 BLOCK = 128
 """Numbers in a block. What is left over at the end of a chunk counts as busy."""
 
-# A part of fewer blocks is not worth a table of its own.
+# Fewer quiet blocks are not worth a table of their own; one that is busy is.
 _FEWEST = 16
 
 # Enough blocks and numbers of each to judge by.

@@ -31,11 +31,12 @@ _DEEP_LEVEL = 19
 # What a record with a base takes besides its payload: the base's id, there and in the index.
 _BASE_BYTES = 64
 
-# A base one deeper must save this part of the raw bytes, and of what is taken with one that is less
-# deep this part for each byte of a word, to be worth decoding one more record; but no more than
-# the last part of the raw bytes. So a series stays near the size of an endless chain: every so
-# often a version that is coded against the first one becomes the base of those that follow.
-# Differences of longer words take more time to decode, and what is coded without them less.
+# To be worth decoding one more record, a base one deeper must save the part
+#     min(_DEEPER_SAVES + _DEEPER_SAVES_OF_TAKEN * bytes of a word * share, _DEEPER_SAVES_AT_MOST)
+# of the raw bytes, where `share` is taken with the one that is less deep. So a series stays near
+# the size of an endless chain: every so often a version that is coded against the first one
+# becomes the base of those that follow. Differences of longer words take more time to decode, and
+# what is coded without them less.
 _DEEPER_SAVES = 0.003
 _DEEPER_SAVES_OF_TAKEN = 0.045
 _DEEPER_SAVES_AT_MOST = 0.08

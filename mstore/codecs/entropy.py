@@ -15,6 +15,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 _SAMPLE = 8192
 _RUNS = 64
+"""So many runs, each as long as a block (`blocks.BLOCK`), so that a sample has whole blocks."""
 
 # The size of a number, 0 to 64, takes so many bits.
 _SIZE_BITS = 7

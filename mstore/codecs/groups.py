@@ -1,12 +1,12 @@
 """Coding small numbers in groups of like size: what is left of a tensor after its base.
 
-A group is a run of words, each an unsigned number that tends to be small. It is coded in the
-first of these ways that fits:
+A group is a run of words, each an unsigned number that tends to be small. It is coded in one of
+these ways:
 
 | kind | when | streams |
 |---|---|---|
 | 0 zero | all numbers are 0 | none |
-| 1 dense | | planes of the low bits, then planes of the others |
+| 1 dense | in all other cases | planes of the low bits, then planes of the others |
 | 2 sparse | few numbers are not 0 | gaps, then planes of the others less 1, or pairs of these |
 | 3 pairs | many numbers are 0, and few of more than four bits | pairs, then planes of the others |
 
@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mstore.codecs.bytecoder import PLANE_ENTRY, ByteCoder
+from mstore.codecs.entropy import sample
 from mstore.codecs.pairs import pack_pairs, packed_size, unpack_pairs
 from mstore.codecs.scratch import Scratch
 from mstore.codecs.words import Words
@@ -59,6 +60,7 @@ _LARGEST_IN_PAIR = 15
 # Pairs pay where not so many of the numbers are other than 0, few do not fit into a pair, and there
 # are enough of them, since pairs need a larger table.
 _PAIRS_SHARE, _OUTSIDE_SHARE, _FEWEST_IN_PAIRS = 0.75, 1 / 16, 2048
+_CHANCE = 0.1
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -106,7 +108,7 @@ class GroupCoder:
         if used > _SPARSE_SHARE / 2 * len(words):
             ways.update((DENSE, max(0, typical - bits)) for bits in _TRIED_BITS)
             ways.update({(DENSE, 0)} if typical < _SOME_BITS else ())
-            ways.update({(PAIRS, 0)} if typical < _TELLING_BITS else ())
+            ways.update({(PAIRS, 0)} if typical < 4 or _suits_pairs(words, used) else ())
         if used < 2 * _SPARSE_SHARE * len(words):
             ways.add((SPARSE, 0))
         sizes = {}
@@ -245,7 +247,7 @@ class GroupCoder:
 
     def _merge(self, table: "Table", shifts: list[int], out: Words) -> None:
         """Fill `out` with the numbers whose planes come next; plane i is shifted by shifts[i]."""
-        if not shifts or shifts[0]:
+        if not shifts:
             out[:] = 0
         for shift in shifts:
             plane = self._coder.decode(*table.plane(), len(out))
@@ -259,10 +261,18 @@ class GroupCoder:
 
 def _suits_pairs(words: Words, used: int) -> bool:
     """Whether these numbers, of which so many are not 0, are better coded in pairs."""
-    if not len(words) >= _FEWEST_IN_PAIRS or used > _PAIRS_SHARE * len(words):
+    if len(words) < _FEWEST_IN_PAIRS or used > _PAIRS_SHARE * len(words):
         return False
     outside = int(np.count_nonzero(words >= _LARGEST_IN_PAIR))
-    return outside < _OUTSIDE_SHARE * len(words)
+    return outside < _OUTSIDE_SHARE * len(words) and not _repeats(words)
+
+
+def _repeats(words: Words) -> bool:
+    """Whether neighbours are equal more often than by chance: in whole bytes zstd finds runs."""
+    some = np.minimum(sample(words), _LARGEST_IN_PAIR)
+    shares = np.bincount(some.astype(np.uint8)) / len(some)
+    equal = int(np.count_nonzero(some[1:] == some[:-1])) / len(some)
+    return equal > float(np.square(shares).sum()) + _CHANCE
 
 
 def _planes_of(words: Words) -> int:

@@ -94,24 +94,18 @@ class PartCoder:
             raise CorruptDataError(f"differences are said to be in order {way}")
         if way != UNORDERED and not _has_order(against, kind):
             raise CorruptDataError("numbers are said to be ordered that have no order")
-        if way in (UNORDERED, DECAYED):
-            steps = np.empty(KEYS, out.dtype)
-            if way == DECAYED:
-                self._groups.decode(table, steps)
+        if way == UNORDERED:
             self._groups.decode(table, out)
-            if way == DECAYED:
-                with_steps(out, against, kind, steps)
-            return
-        order = (again and self._again(way)) or self._order(way, against, kind)
-        numbers = self._sorted.array(len(out), out.dtype)
-        self._decode_groups(table, order, numbers)
-        out[order.places] = numbers
-
-    def _again(self, way: int) -> _AnyOrder | None:
-        """The order made for encoding, if it is this one and right."""
-        if self._made is None or self._made[0] != way or not self._made[1].renew():
-            return None
-        return self._made[1]
+        elif way == DECAYED:
+            steps = np.empty(KEYS, out.dtype)
+            self._groups.decode(table, steps)
+            self._groups.decode(table, out)
+            with_steps(out, against, kind, steps)
+        else:
+            order = self._order(way, against, kind, again=again)
+            numbers = self._sorted.array(len(out), out.dtype)
+            self._decode_groups(table, order, numbers)
+            out[order.places] = numbers
 
     def _worth_trying(self, numbers: Words, against: Words, kind: WordType) -> list[int]:
         """The orders from which to choose."""
@@ -121,13 +115,20 @@ class PartCoder:
             return [BY_MAGNITUDE, BY_EXPONENT, DECAYED, UNORDERED]
         return [best_order(numbers, against, kind)]
 
-    def _order(self, way: int, against: Words, kind: WordType) -> _AnyOrder:
+    def _order(self, way: int, against: Words, kind: WordType, *, again: bool = False) -> _AnyOrder:
+        """Made anew; or `again` the one made last, if it is this one and right."""
+        made = self._made[1] if again and self._made and self._made[0] == way else None
+        self._made = None
         if way == BY_MAGNITUDE:
             found = self._magnitudes.array(len(against), against.dtype)
             magnitudes(against, kind, found)
+            if isinstance(made, MagnitudeOrder) and made.renew(found):
+                return made
             return self._magnitude_sorter.order(found)
         keys: Keys = self._key.array(len(against), _BYTE)
         exponents(against, kind, keys)
+        if isinstance(made, Order) and made.renew(keys):
+            return made
         return self._sorter.order(keys)
 
     def _smallest(self, numbers: Words, against: Words, kind: WordType, ways: list[int]) -> int:

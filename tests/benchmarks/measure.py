@@ -193,7 +193,7 @@ def run(title: str, measure: Callable[[Path], Iterator[Figure]]) -> None:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     if not (arguments.model / "model.safetensors").is_file():
-        parser.error(f"there is no model in {arguments.model}; `make bench` fetches one")
+        parser.error(f"there is no model in {arguments.model}; `make bench-figures` fetches one")
     print(f"\n{title}", flush=True)
     figures = []
     for figure in measure(arguments.model.resolve()):

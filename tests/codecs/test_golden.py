@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mstore.codecs.choose import Decoder
+from mstore.codecs.groups import GroupCoder
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -33,6 +35,7 @@ NAMES = [
     "delta-f8-ordered",
     "delta-i64",
     "delta-i8",
+    "delta-i8-sparse",
     "delta-i8-sparse-pairs",
     "planes-bf16",
     "planes-bool",
@@ -67,3 +70,23 @@ def test_each_order_of_differences_is_among_them() -> None:
 
 def test_no_stored_payload_is_missing_or_unknown() -> None:
     assert sorted(path.stem for path in GOLDEN.iterdir()) == NAMES
+
+
+def test_each_kind_of_group_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And both kinds of numbers in sparse ones: planes and pairs."""
+    seen = set()
+    for kind in ("dense", "sparse", "pairs"):
+        name = f"_decode_{kind}"
+        decode = getattr(GroupCoder, name)
+
+        def traced(*args: Any, kind: str = kind, decode: Any = decode) -> Any:
+            within.append(kind)
+            seen.add("/".join(within))
+            decode(*args)
+            within.pop()
+
+        monkeypatch.setattr(GroupCoder, name, traced)
+    within: list[str] = []
+    for name in NAMES:
+        test_a_stored_payload_decodes_to_what_it_always_did(name)
+    assert seen == {"dense", "sparse", "pairs", "sparse/pairs"}

@@ -213,6 +213,30 @@ def test_small_numbers_are_coded_in_pairs_and_take_little_more_than_their_entrop
     assert table[9] == IN_PAIRS or share != 0.5
 
 
+def size_of(words: Words, *, deep: bool = False) -> int:
+    table, streams = encode(words, GroupCoder(deep=deep))
+    return len(table) + len(streams)
+
+
+def test_what_repeats_is_not_put_into_pairs() -> None:
+    """Steps in runs of eight, which zstd finds in whole bytes only."""
+    rng = np.random.default_rng(0)
+    words = np.repeat(rng.integers(0, 3, 4000), 8).astype(np.uint8)
+    assert check(words) == DENSE
+    assert size_of(words) < 0.5 * size_of(rng.permutation(words))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize("large", [0, 0.03])
+def test_a_deep_coder_takes_no_more(share: float, large: float) -> None:
+    """Also where a few large numbers make the typical one large."""
+    rng = np.random.default_rng(1)
+    words = (rng.geometric(share, 20_000) - 1).astype(np.uint32)
+    moved = rng.random(len(words)) < large
+    words[moved] = rng.integers(1 << 10, 1 << 20, int(moved.sum()))
+    assert size_of(words, deep=True) <= size_of(words)
+
+
 @pytest.mark.parametrize("width", [1000, 5000, 20_000, 1e6])
 def test_noise_below_the_telling_bits_takes_what_it_is(width: float) -> None:
     """The bits that are shifted off are noise; the rest costs about its entropy."""

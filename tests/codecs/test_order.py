@@ -39,16 +39,27 @@ def test_an_order_by_magnitude_is_a_stable_sort(values: list[int], wide: bool) -
     order = MagnitudeSorter().order(magnitudes)
     assert order.places.tolist() == np.argsort(magnitudes, kind="stable").tolist()
     order.places[:] = 0
-    assert order.renew()
+    assert order.renew(magnitudes)
     assert order.places.tolist() == np.argsort(magnitudes, kind="stable").tolist()
 
 
 @given(st.lists(st.integers(0, 9), min_size=2, max_size=40), st.data())
 def test_a_wrong_order_by_magnitude_is_found(values: list[int], data: st.DataObject) -> None:
-    order = MagnitudeSorter().order(np.array(values, np.uint16))
+    magnitudes = np.array(values, np.uint16)
+    order = MagnitudeSorter().order(magnitudes)
     at = data.draw(st.integers(0, len(values) - 1))
     order._pairs[at] ^= 1 << data.draw(st.sampled_from([0, 3, 33]))
-    assert not order.renew()
+    assert not order.renew(magnitudes)
+
+
+@pytest.mark.parametrize("kind", ["keys", "magnitudes"])
+def test_an_order_of_other_keys_is_found(kind: str) -> None:
+    """As when a key was changed in memory before it was sorted by."""
+    keys = np.random.default_rng(0).integers(100, 120, 5000, np.uint8)
+    order = Sorter().order(keys) if kind == "keys" else MagnitudeSorter().order(keys)
+    assert order.renew(keys)
+    keys[777] ^= 8
+    assert not order.renew(keys)
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 70_000, 1 << 18])
@@ -110,18 +121,21 @@ def test_an_order_is_found_right_unless_it_is_not() -> None:
     order = sorter.order(keys)
     right = order.places.tolist()
     order.places[[7, 8]] = order.places[[8, 7]]
-    assert order.renew()
+    order._ends[110:112] = [0, 0]
+    assert order.renew(keys)
     assert order.places.tolist() == right
+    assert order.end(110) == np.count_nonzero(keys <= 110)
     order._pairs[[7, 8]] = order._pairs[[8, 7]]
-    assert not order.renew()
+    assert not order.renew(keys)
     for at, change in [(0, 1), (4999, 1 << 24), (2500, 1 << 30)]:
         order = sorter.order(keys)
         order._pairs[at] ^= change
-        assert not order.renew()
+        assert not order.renew(keys)
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_the_shortest_orders_are_right(count: int) -> None:
-    order = Sorter().order(np.zeros(count, np.uint8))
-    assert order.renew()
+    keys = np.zeros(count, np.uint8)
+    order = Sorter().order(keys)
+    assert order.renew(keys)
     assert order.end(LAST_KEY) == count

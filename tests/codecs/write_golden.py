@@ -67,7 +67,8 @@ def deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
     moved16 = moved16.astype("<u2")
     # Small steps everywhere, a few greater ones, and steps of every fourth number.
     steps = rng.choice(np.array([0, 1, 2, 3, 9], np.uint16), 4200, p=[0.5, 0.2, 0.2, 0.07, 0.03])
-    few8 = (bytes8 + rng.choice([0, 1, -2, 7], 8600, p=[0.74, 0.14, 0.09, 0.03])).astype(np.uint8)
+    far8 = (bytes8 + rng.choice([0, 1, -2, 7], 8600, p=[0.74, 0.14, 0.09, 0.03])).astype(np.uint8)
+    few8 = (bytes8 + rng.choice([0, -1, 1, 30], 8600, p=[0.72, 0.17, 0.1, 0.01])).astype(np.uint8)
     # Blocks that only decay, and those that move.
     long = rng.normal(0, 0.02, 4200).astype(np.float32)
     parts = np.where(np.arange(4200) // 128 % 8 == 5, long + np.float32(1e-3), long * near)
@@ -97,6 +98,7 @@ def deltas() -> dict[str, tuple[str, bytes, str, bytes]]:
         "delta-bf16-two-parts": ("bf16", moved16.tobytes(), "bf16", words16.tobytes()),
         "delta-bf16-pairs": ("bf16", (words16 + steps).tobytes(), "bf16", words16.tobytes()),
         "delta-i8-sparse-pairs": ("i8", few8.tobytes(), "u8", bytes8.tobytes()),
+        "delta-i8-sparse": ("i8", far8.tobytes(), "u8", bytes8.tobytes()),
         "delta-f32-two-parts": ("f32", parts.tobytes(), "f32", long.tobytes()),
     }  # fmt: skip
 

@@ -65,8 +65,9 @@ def cases(data: st.DataObject) -> tuple[bytes, bytes, int]:
     base_dtype = data.draw(st.sampled_from(fits))
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 30)))
     # Enough for two groups, at times.
-    count = data.draw(st.sampled_from([1, 5, 100, 400, 8800]))
-    how = data.draw(st.sampled_from(["near", "few", "rows", "shrunk", "apart", "noise"]))
+    count = data.draw(st.sampled_from([1, 5, 100, 400, 8800, 17_000]))
+    hows = ["near", "few", "rows", "shrunk", "steps", "some steps", "apart", "noise"]
+    how = data.draw(st.sampled_from(hows))
     if count > 400 and base_dtype.name.removeprefix(">") != dtype.name.removeprefix(">"):
         count = 400
     base = like(base_dtype, count, rng)
@@ -89,6 +90,13 @@ def moved(words: Words, kind: WordType, how: str, rng: np.random.Generator) -> W
         # The larger the mantissa, the larger the step; signs tell where it goes.
         step = (words & (1 << kind.mantissa) - 1) >> max(0, kind.mantissa - 2)
         return words - step.astype(kind.native)
+    if how.endswith("steps"):
+        # Small ones, mostly 0 and 1; everywhere or of every fourth number.
+        step = rng.geometric(0.6, len(words)) - 1
+        step = np.where(rng.random(len(words)) < 0.01, 30, step)
+        if how == "some steps":
+            step = np.where(rng.random(len(words)) < 0.25, step + 1, 0)
+        return words + step.astype(kind.native)
     share = {"near": 0.5, "few": 0.05, "rows": 0.5}[how]
     step = big * (rng.random(len(words)) < share)
     if how == "rows":
@@ -141,7 +149,8 @@ def test_both_refuse_the_same_and_give_the_same_wrong_bytes(data: st.DataObject)
     table = HEAD + int.from_bytes(payload[8:12], "little")
     damaged = bytearray(payload)
     for _ in range(data.draw(st.integers(1, 2))):
-        at = data.draw(st.integers(0, min(table, len(payload)) - 1))
+        end = data.draw(st.sampled_from([table, table, len(payload)]))
+        at = data.draw(st.integers(0, min(end, len(payload)) - 1))
         damaged[at] ^= 1 << data.draw(st.integers(0, 7))
     end = data.draw(st.sampled_from([len(payload)] * 3 + [len(payload) - 1, table, HEAD]))
     length += data.draw(st.sampled_from([0, 0, 0, 1, -1, 8]))
