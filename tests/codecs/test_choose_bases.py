@@ -354,3 +354,14 @@ def test_differences_of_short_words_may_be_deeper(name: str, deeper: bool) -> No
     ]
     number, _ = Encoder().choose_base(memoryview(new.tobytes()), dtype, bases)
     assert number == (1 if deeper else 0)
+
+
+def test_no_more_than_a_twelfth_of_the_raw_bytes_is_asked_of_a_deeper_base() -> None:
+    """Of numbers that take two thirds: a part of what is taken would be more."""
+    rng = np.random.default_rng(0)
+    new = rng.integers(1 << 24, 1 << 25, COUNT).astype(np.uint32)
+    bases = [
+        base(new + rng.integers(0, 1 << bits, COUNT).astype(np.uint32), BY_NAME["u32"], depth)
+        for depth, bits in enumerate((20, 17))
+    ]
+    assert Encoder().choose_base(memoryview(new.tobytes()), BY_NAME["u32"], bases)[0] == 1

@@ -237,6 +237,22 @@ def test_deep_differences_are_ordered_by_magnitude_and_take_less(name: str) -> N
     assert len(payload) < 0.995 * len(plain)
 
 
+def test_a_wrong_order_by_magnitude_does_not_serve_again() -> None:
+    rng = np.random.default_rng(3)
+    old = rng.normal(0, 0.02, 1 << 17).astype(np.float32)
+    new = (old + 20 * np.abs(old) ** 3 * rng.normal(0, 1, len(old))).astype(np.float32)
+    raw, base, codec = new.tobytes(), memoryview(old.tobytes()), Delta(deep=True)
+    parts = codec.encode(memoryview(raw), F32, base, F32)
+    assert parts is not None
+    made = codec._parts[0]._made
+    assert made is not None
+    assert made[0] == BY_MAGNITUDE
+    made[1].places[[-5, -6]] = made[1].places[[-6, -5]]
+    out = bytearray(len(raw))
+    codec.check(memoryview(b"".join(parts)), base, memoryview(out))
+    assert out == raw
+
+
 def test_numbers_in_the_order_of_magnitude() -> None:
     """Of 1.0, -2.0 and 0.0 the last comes first; signs do not count, and equal ones stay."""
     payload = payload_of(GROUP, STREAM, flags=2)
