@@ -19,6 +19,7 @@ _RUNS = 64
 
 # The size of a number, 0 to 64, takes so many bits.
 _SIZE_BITS = 7
+
 _Numbers = npt.NDArray[np.integer]
 
 
@@ -59,7 +60,7 @@ def entropies(sizes: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8]) -> 
 def _weighed(counts: npt.NDArray[np.integer]) -> float:
     """The sum of c log2 c over all counts c."""
     counts = counts[counts > 0].astype(np.float64)
-    return float(np.dot(counts, np.log2(counts)))
+    return float((counts * np.log2(counts)).sum())
 
 
 def _weigh(count: int) -> float:

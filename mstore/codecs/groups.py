@@ -84,15 +84,8 @@ class GroupCoder:
         typical = int(words[:: max(1, len(words) // 1024)].mean()).bit_length()
         if self._deep is not None:
             self._encode_smallest(self._deep, words, used, typical, table, parts)
-        elif used < _SPARSE_SHARE * len(words):
-            self._encode_sparse(words, table, parts)
-        elif _suits_pairs(words, used):
-            table.append(PAIRS)
-            self._encode_pairs(words, table, parts)
         else:
-            # Up to a byte and a bit, cutting off low bits costs more than it saves.
-            shift = typical - _TELLING_BITS if typical > 8 else 0
-            self._encode_dense(words, shift, table, parts)
+            self._encode_as(words, _usual_way(words, used, typical), table, parts)
 
     def _encode_smallest(
         self,
@@ -103,12 +96,12 @@ class GroupCoder:
         table: bytearray,
         parts: list[Buffer],
     ) -> None:
-        """Try what is near to what `encode` would do; the planes of the smallest go to `coder`."""
-        ways: set[tuple[int, int]] = set()
+        """Try the usual way and what is near to it; the planes of the smallest go to `coder`."""
+        ways = {_usual_way(words, used, typical)}
         if used > _SPARSE_SHARE / 2 * len(words):
             ways.update((DENSE, max(0, typical - bits)) for bits in _TRIED_BITS)
             ways.update({(DENSE, 0)} if typical < _SOME_BITS else ())
-            ways.update({(PAIRS, 0)} if typical < 4 or _suits_pairs(words, used) else ())
+            ways.update({(PAIRS, 0)} if typical < 4 else ())
         if used < 2 * _SPARSE_SHARE * len(words):
             ways.add((SPARSE, 0))
         sizes = {}
@@ -257,6 +250,19 @@ class GroupCoder:
             wide = self._plane.array(len(out), out.dtype)
             np.left_shift(plane, shift, out=wide, dtype=out.dtype)
             np.bitwise_or(out, wide, out=out)
+
+
+def _usual_way(words: Words, used: int, typical: int) -> tuple[int, int]:
+    """The kind of group, and the shift of a dense one.
+
+    `used` of these numbers are not 0; the mean of them all has `typical` bits.
+    """
+    if used < _SPARSE_SHARE * len(words):
+        return SPARSE, 0
+    if _suits_pairs(words, used):
+        return PAIRS, 0
+    # Up to a byte and a bit, cutting off low bits costs more than it saves.
+    return DENSE, typical - _TELLING_BITS if typical > 8 else 0
 
 
 def _suits_pairs(words: Words, used: int) -> bool:
