@@ -18,7 +18,7 @@ from mstore.ids import Id
 from mstore.index import Index
 from mstore.layout import Tensor
 from mstore.objects import SegmentChunks
-from mstore.threads import Memory, PerThread
+from mstore.threads import Memory
 
 MAX_DEPTH = 4
 """Records that are decoded before any chunk this version writes, at most."""
@@ -60,30 +60,28 @@ class BaseReader:
         self._db = db
         self._indexes = indexes or db.chunk_indexes
         self._reader = ChunkReader(db, 1, self._indexes)
-        self._memory = PerThread(Memory)
 
-    def read(self, ids: Sequence[Id]) -> dict[Id, list[tuple[Id, Base]]]:
+    def read(self, ids: Sequence[Id], memory: Memory) -> dict[Id, list[tuple[Id, Base]]]:
         """For each of these chunks: it, its base, the base of that, and so on, as bases.
 
         Only those that add no more than MAX_DEPTH to the depth; none of those that cannot be
-        read, for what is stored anew must not depend on what is damaged. What is read holds until
-        this thread reads again.
+        read, for what is stored anew must not depend on what is damaged. What is read lies in
+        `memory`.
         """
         if not ids:
             return {}
         try:
-            return self._read(ids)
+            return self._read(ids, memory)
         except MstoreError:
             if len(ids) == 1:
                 return {ids[0]: []}
         # One of them is damaged: the memory of the others is their own then.
         found: dict[Id, list[tuple[Id, Base]]] = {}
         for identifier in ids:
-            self._memory.forget()
-            found.update(self.read([identifier]))
+            found.update(self.read([identifier], Memory()))
         return found
 
-    def _read(self, ids: Sequence[Id]) -> dict[Id, list[tuple[Id, Base]]]:
+    def _read(self, ids: Sequence[Id], memory: Memory) -> dict[Id, list[tuple[Id, Base]]]:
         closure = self._db.retry(lambda: locate_with_bases(self._indexes(), as_ids(b"".join(ids))))
         chains = [_chain(closure, row) for row in range(len(ids))]
         place: dict[Id, int] = {}
@@ -93,10 +91,10 @@ class BaseReader:
         rows = np.fromiter(place.values(), np.int64, len(place))
         lengths = closure.rows["raw"][rows].astype(np.int64)
         starts = np.cumsum(lengths) - lengths
-        memory = self._memory.get().take(int(lengths.sum()))
-        self._reader.read(Wanted(closure.ids[rows], starts, lengths), MemorySink(memory))
+        room = memory.take(int(lengths.sum()))
+        self._reader.read(Wanted(closure.ids[rows], starts, lengths), MemorySink(room))
         bases = {
-            identifier: (identifier, _base(closure, row, memory[start : start + length]))
+            identifier: (identifier, _base(closure, row, room[start : start + length]))
             for (identifier, row), start, length in zip(
                 place.items(), starts.tolist(), lengths.tolist(), strict=True
             )

@@ -150,6 +150,10 @@ class Session:
         """The indexes of the repository, and before them those that this session has stored."""
         return [*reversed(self._chunks.indexes), *self.db.chunk_indexes()]
 
+    def new_indexes(self) -> list[IndexRef]:
+        """The indexes of chunks that this session has stored; no root names them yet."""
+        return list(self._chunks.refs)
+
     def append(self, record: Record) -> None:
         """Add an encoded chunk that was claimed. From one thread, in the order of reading.
 

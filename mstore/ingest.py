@@ -5,30 +5,28 @@ megabytes at a time; one thread appends the results to the pack in the order of 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import compress
 
-import xxhash
+from xxhash import xxh3_64_intdigest
 
 from mstore.basefinder import BaseFinder
-from mstore.bases import BaseReader
+from mstore.chunkencoder import Coded, Job
 from mstore.chunking import DEFAULT_CHUNK_SIZE, ContentChunker, piece_size
 from mstore.chunkstore import Session
-from mstore.codecs.base import Base
-from mstore.codecs.choose import Encoder
 from mstore.codecs.energy import sum_of_squares
 from mstore.dtypes import DType
+from mstore.encoders import PORTION_BYTES, Encoders
 from mstore.ids import Id, Kind, identify
 from mstore.layout import Layout, Segment
 from mstore.names import canonical_name
 from mstore.objects import Manifest, SegmentChunks
 from mstore.pack import Record
 from mstore.sources import BufferSource, Source
-from mstore.threads import Memory, PerThread, default_threads
+from mstore.threads import default_threads
 
-_BATCH_BYTES = 4 << 20
 _BATCH_PIECES = 64
 _WINDOW = 4 << 20
 
@@ -98,9 +96,6 @@ class _Piece:
 _Batch = list[_Piece | _File]
 """Pieces in order; a `_File` stands behind the last piece of that file."""
 
-_NewPiece = tuple[Id, memoryview, _Piece]
-"""A piece to be encoded, with its id and its bytes."""
-
 _Stored = list[tuple[Id, Record | None]]
 
 
@@ -119,15 +114,13 @@ class Ingest:
         """`progress` is told, from the calling thread, how many more bytes are done."""
         self.session = session
         self._finder = bases
-        self._reader = BaseReader(session.db, session.chunk_indexes)
         self.threads = threads or default_threads()
         self.chunk_size = chunk_size
         self.progress = progress
         self._open: set[Source] = set()
         self._names: set[str] = set()
         self._finished: list[tuple[str, Manifest]] = []
-        self._memory = PerThread(lambda: Memory(_BATCH_BYTES))
-        self._encoder = PerThread(Encoder)
+        self._encoders = Encoders(session, self.threads)
 
     def store(self, files: Iterable[FileToStore]) -> Iterator[tuple[FileToStore, Manifest]]:
         """Store each file's chunks; yields the files with their manifests, in order.
@@ -136,12 +129,13 @@ class Ingest:
         4 MiB per thread, whatever the size of the files.
         """
         waiting: deque[tuple[_Batch, Future[_Stored]]] = deque()
-        with ThreadPoolExecutor(self.threads, "mstore-encode") as pool:
+        callers = self._encoders.callers
+        with self._encoders, ThreadPoolExecutor(callers, "mstore-encode") as pool:
             try:
                 for batch in self._batches(files):
                     if batch is not None:
                         waiting.append((batch, pool.submit(self._store_batch, batch)))
-                    while waiting and (batch is None or len(waiting) > 2 * self.threads):
+                    while waiting and (batch is None or len(waiting) > 2 * callers):
                         yield from self._collect(*waiting.popleft())
                     if batch is None:
                         self._make_bases()
@@ -161,7 +155,7 @@ class Ingest:
         size = 0
         for item in self._pieces(files):
             length = item.length if isinstance(item, _Piece) else 0
-            full = size + length > _BATCH_BYTES or len(batch) >= _BATCH_PIECES
+            full = size + length > PORTION_BYTES or len(batch) >= _BATCH_PIECES
             if batch and (full or item is None):
                 yield batch
                 batch, size = [], 0
@@ -177,6 +171,7 @@ class Ingest:
         for file in files:
             # After an error nobody else would close what is still being read.
             self._open.add(file.source)
+            self._encoders.expect(file.layout.size)
             if self._repeats_names(file.layout):
                 yield None
             state = _File(file)
@@ -220,52 +215,25 @@ class Ingest:
     def _store_batch(self, batch: _Batch) -> _Stored:
         """Runs in a worker thread."""
         pieces = [item for item in batch if isinstance(item, _Piece)]
-        scratch = self._memory.get().take(sum(piece.length for piece in pieces))
+        room = self._encoders.room()
+        scratch = room.raw.take(sum(piece.length for piece in pieces))
         views, used = [], 0
         for piece in pieces:
-            room = scratch[used : used + piece.length]
-            views.append(piece.source.view(piece.offset, piece.length, room))
+            part = scratch[used : used + piece.length]
+            views.append(piece.source.view(piece.offset, piece.length, part))
             used += piece.length
         ids = [identify(Kind.CHUNK, view) for view in views]
         wanted = self.session.claim(ids)
         new = list(compress(zip(ids, views, pieces, strict=True), wanted))
-        records: list[Record] = []
-        for some in _by_bases(new):
-            against = dict.fromkeys(base for *_, piece in some for base in piece.bases)
-            bases = self._reader.read(list(against))
-            # What was read holds until the next portion is read.
-            records += (self._encode(*one, bases) for one in some)
-        found = iter(records)
+        jobs = [
+            Job(view, piece.dtype, xxh3_64_intdigest(view), piece.bases) for _, view, piece in new
+        ]
+        coded = self._encoders.encode(jobs) if jobs else []
+        records = map(_record, (identifier for identifier, *_ in new), jobs, coded)
         return [
-            (identifier, next(found) if is_new else None)
+            (identifier, next(records) if is_new else None)
             for identifier, is_new in zip(ids, wanted, strict=True)
         ]
-
-    def _encode(
-        self,
-        identifier: Id,
-        raw: memoryview,
-        piece: _Piece,
-        bases: Mapping[Id, list[tuple[Id, Base]]],
-    ) -> Record:
-        dtype = piece.dtype
-        # Those of one candidate may be among those of another.
-        chains = (link for candidate in piece.bases for link in bases[candidate])
-        offered = list({base: (base, content) for base, content in chains}.values())
-        encoded = self._encoder.get().encode(raw, dtype, [base for _, base in offered])
-        chosen = None if encoded.base is None else offered[encoded.base]
-        return Record(
-            identifier,
-            Kind.CHUNK,
-            encoded.codec,
-            len(raw),
-            xxhash.xxh3_64_intdigest(raw),
-            encoded.parts,
-            dtype.code if dtype else 0,
-            sum_of_squares(raw, dtype) if dtype else float("nan"),
-            chosen[1].depth + 1 if chosen else 0,
-            chosen[0] if chosen else None,
-        )
 
     def _collect(
         self, batch: _Batch, future: "Future[_Stored]"
@@ -290,19 +258,19 @@ class Ingest:
                 self.progress(item.length)
 
 
-def _by_bases(pieces: Sequence[_NewPiece]) -> Iterator[list[_NewPiece]]:
-    """Portions whose bases take no more memory than a batch does, but for the bases of these."""
-    portion: list[_NewPiece] = []
-    size = 0
-    for one in pieces:
-        more = one[2].length * len(one[2].bases)
-        if portion and size + more > _BATCH_BYTES:
-            yield portion
-            portion, size = [], 0
-        portion.append(one)
-        size += more
-    if portion:
-        yield portion
+def _record(identifier: Id, job: Job, coded: Coded) -> Record:
+    return Record(
+        identifier,
+        Kind.CHUNK,
+        coded.encoded.codec,
+        len(job.raw),
+        job.checksum,
+        coded.encoded.parts,
+        job.dtype.code if job.dtype else 0,
+        sum_of_squares(job.raw, job.dtype) if job.dtype else float("nan"),
+        coded.depth,
+        coded.base,
+    )
 
 
 def _fixed_pieces(

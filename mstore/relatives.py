@@ -23,6 +23,7 @@ from mstore.objects import Manifest, SegmentChunks
 from mstore.similar import Like, nearest
 from mstore.sketches import Rows, fingerprint
 from mstore.sources import Source
+from mstore.threads import Memory
 
 _VERSIONS = 8
 _TIPS = 64
@@ -85,6 +86,7 @@ class Relatives:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._reader = BaseReader(db)
+        self._memory = Memory()
         self._stored: dict[Id, _StoredFile] = {}
 
     def find(
@@ -161,7 +163,7 @@ class Relatives:
         """The part of the first chunk of tensor `probe` that is left of it beside each of these."""
         raw, kind = file.first_chunk(probe), word_type(file.tensors[probe].dtype)
         shares = {}
-        for chunk, chain in self._reader.read(chunks).items():
+        for chunk, chain in self._reader.read(chunks, self._memory).items():
             shares[chunk] = min(
                 (
                     delta_share(raw, kind, base.raw, word_type(base.dtype))

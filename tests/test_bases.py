@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mstore
-from mstore import basefinder, ingest
+from mstore import basefinder, chunkencoder
 from mstore.basefinder import natural_key
 from mstore.bases import MAX_DEPTH, BaseReader
 
@@ -149,7 +149,7 @@ class TestWithinOneCommit:
 
     def test_few_bases_are_held_at_once(self, repo, tmp_path, monkeypatch):
         """Where there are several to choose from, they are read for fewer chunks at a time."""
-        monkeypatch.setattr(ingest, "_BATCH_BYTES", 1 << 20)
+        monkeypatch.setattr(chunkencoder, "_BASES_BYTES", 1 << 20)
         read, counts = BaseReader.read, []
         monkeypatch.setattr(
             BaseReader, "read", lambda *words: counts.append(len(words[1])) or read(*words)

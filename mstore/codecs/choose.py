@@ -117,20 +117,34 @@ class Encoder:
         """One that takes more than ten times as long, for payloads some per cent smaller."""
         return cls(planes=Planes(deep=True), zstd=Zstd(_DEEP_LEVEL), delta=Delta(deep=True))
 
-    def encode(self, raw: memoryview, dtype: DType | None, bases: Sequence[Base] = ()) -> Encoded:
+    def encode(
+        self,
+        raw: memoryview,
+        dtype: DType | None,
+        bases: Sequence[Base] = (),
+        checksum: int | None = None,
+    ) -> Encoded:
         """The payload of `raw`, elements of `dtype` (None: opaque); never larger than `raw`.
 
         It may be coded against one of `bases`. `raw` is a contiguous view of single bytes; the
-        result holds none of its memory.
+        result holds none of its memory. `checksum` is the XXH3-64 of `raw`, if it was taken before;
+        raises CorruptDataError if `raw` is not what it was then.
         """
+        if checksum is None:
+            checksum = xxhash.xxh3_64_intdigest(raw)
         encoded = self.choose(raw, dtype, bases)
-        if encoded is None:
-            return _as_raw(raw)
-        base = None if encoded.base is None else bases[encoded.base].raw
-        if not self.restores(encoded, xxhash.xxh3_64_intdigest(raw), len(raw), base):
+        if encoded is not None:
+            base = None if encoded.base is None else bases[encoded.base].raw
+            if self.restores(encoded, checksum, len(raw), base):
+                return encoded
             self.rejected += 1
-            return _as_raw(raw)
-        return encoded
+        whole = bytes(raw)
+        if xxhash.xxh3_64_intdigest(whole) != checksum:
+            raise CorruptDataError(
+                "what was to be stored changed in memory meanwhile",
+                hint="repeat; if that happens again, test the memory of this machine",
+            )
+        return Encoded(RAW, (whole,), len(raw))
 
     def choose(
         self, raw: memoryview, dtype: DType | None, bases: Sequence[Base] = ()
@@ -260,7 +274,3 @@ def _kept(codec: int, parts: Sequence[Buffer], limit: int) -> Encoded | None:
         return None
     kept = tuple(part if isinstance(part, bytes) else bytes(part) for part in parts)
     return Encoded(codec, kept, stored)
-
-
-def _as_raw(raw: memoryview) -> Encoded:
-    return Encoded(RAW, (bytes(raw),), len(raw))

@@ -32,6 +32,11 @@ class Storage(ABC):
     def location(self) -> str:
         """Where this is, for people: a path or a URL."""
 
+    @property
+    def address(self) -> str | None:
+        """What `open_storage` takes in another process to open this; None if it cannot."""
+        return None
+
     @abstractmethod
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """The bytes of `key` from `start`, at most `length` of them (all when None).

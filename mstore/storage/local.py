@@ -41,6 +41,11 @@ class LocalStorage(Storage):
         """The absolute path of the root directory."""
         return str(self._root)
 
+    @property
+    def address(self) -> str | None:
+        """The absolute path, unless writes go elsewhere than to the system."""
+        return str(self._root) if self._files is FILES else None
+
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """The bytes of `key` from `start`, at most `length` of them (all when None)."""
         check_range(start, length)
