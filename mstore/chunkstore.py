@@ -177,7 +177,7 @@ class Session:
             shelf.relied += identifier
             return identifier
         codec, payload, checksum = general.encode_checked(raw)
-        shelf.full().append(Record(identifier, kind, codec, len(raw), checksum, (payload,)))
+        shelf.full().append(Record(identifier, kind, codec, len(raw), checksum, payload))
         shelf.claimed.add(identifier)
         return identifier
 

@@ -108,9 +108,9 @@ class _Server:
                 for job in jobs
             ]
         )
-        for part in (part for encoded, *_ in coded for part in encoded.parts):
-            self._shared[place : place + len(part)] = part
-            place += len(part)
+        for encoded, *_ in coded:
+            self._shared[place : place + encoded.stored] = encoded.payload
+            place += encoded.stored
         return [
             Answer(encoded.codec, base, depth, encoded.stored) for encoded, base, depth in coded
         ]

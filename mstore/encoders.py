@@ -237,7 +237,7 @@ class _Process:
             payload = bytes(self._shared.view[results : results + stored])
             if len(payload) != stored:
                 raise ValueError("not the bytes of a payload")
-            coded.append(Coded(Encoded(codec, (payload,), stored), base, depth))
+            coded.append(Coded(Encoded(codec, payload), base, depth))
             results += stored
         return coded
 

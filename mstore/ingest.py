@@ -265,7 +265,7 @@ def _record(identifier: Id, job: Job, coded: Coded) -> Record:
         coded.encoded.codec,
         len(job.raw),
         job.checksum,
-        coded.encoded.parts,
+        coded.encoded.payload,
         job.dtype.code if job.dtype else 0,
         sum_of_squares(job.raw, job.dtype) if job.dtype else float("nan"),
         coded.depth,

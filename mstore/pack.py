@@ -60,7 +60,7 @@ class Entry(NamedTuple):
 class Record:
     """One encoded thing before it has a place in a pack; fields as in `Entry`.
 
-    `checksum` is XXH3-64 of the raw bytes, `parts` the payload in pieces.
+    `checksum` is XXH3-64 of the raw bytes.
     """
 
     id: Id
@@ -68,7 +68,7 @@ class Record:
     codec: int
     raw: int
     checksum: int
-    parts: tuple[Buffer, ...]
+    payload: Buffer
     dtype: int = 0
     energy: float = math.nan
     depth: int = 0
@@ -77,7 +77,7 @@ class Record:
     @property
     def stored(self) -> int:
         """Bytes of the payload."""
-        return sum(len(part) for part in self.parts)
+        return len(self.payload)
 
 
 class Payload(NamedTuple):
@@ -128,7 +128,7 @@ class PackWriter:
             record.energy,
         )
         self.parts.append(encode_header(entry, record.checksum))
-        self.parts.extend(record.parts)
+        self.parts.append(record.payload)
         self.size += entry.record_size
         self.entries.append(entry)
         return entry

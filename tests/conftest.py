@@ -91,7 +91,7 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> Coded:
     def make(raw: bytes, base: bytes | None = None, depth: int = 0) -> Record:
         identifier, checksum = identify(Kind.CHUNK, raw), xxhash.xxh3_64_intdigest(raw)
         if base is None:
-            return Record(identifier, Kind.CHUNK, 0, len(raw), checksum, (raw,))
+            return Record(identifier, Kind.CHUNK, 0, len(raw), checksum, raw)
         payload = Xor().encode(memoryview(raw), BYTES, memoryview(base), BYTES)
         base_id: Id = identify(Kind.CHUNK, base)
         return Record(
@@ -100,7 +100,7 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> Coded:
             200,
             len(raw),
             checksum,
-            tuple(payload),
+            b"".join(payload),
             depth=depth,
             base=base_id,
         )

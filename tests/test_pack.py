@@ -27,7 +27,7 @@ from mstore.storage.memory import MemoryStorage
 
 def record(raw: bytes, kind: Kind = Kind.CHUNK) -> Record:
     return Record(
-        identify(kind, raw), kind, 0, len(raw), xxhash.xxh3_64_intdigest(raw), (raw,), 12, 1.5
+        identify(kind, raw), kind, 0, len(raw), xxhash.xxh3_64_intdigest(raw), raw, 12, 1.5
     )
 
 

@@ -27,16 +27,19 @@ RAW, ZSTD, CONSTANT, PLANES, DELTA = range(5)
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A payload: the number of its codec, its bytes in order, and how many they are.
+    """A payload and the number of its codec.
 
-    The parts own their memory; nothing that the encoder does later changes them. `base` is the
-    place of its base among those offered, None for a codec that takes none.
+    `base` is the place of its base among those offered, None for a codec that takes none.
     """
 
     codec: int
-    parts: tuple[Buffer, ...]
-    stored: int
+    payload: bytes
     base: int | None = None
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the payload."""
+        return len(self.payload)
 
 
 @dataclass(frozen=True, slots=True)

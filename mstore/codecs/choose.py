@@ -108,7 +108,6 @@ class Encoder:
         self._zstd = zstd or Zstd()
         self._delta = delta or Delta()
         self._decoder = Decoder((self._constant, self._planes, self._zstd))
-        self._payload = Scratch()
         self._decoded = Scratch()
         self.rejected = 0
 
@@ -144,7 +143,7 @@ class Encoder:
                 "what was to be stored changed in memory meanwhile",
                 hint="repeat; if that happens again, test the memory of this machine",
             )
-        return Encoded(RAW, (whole,), len(raw))
+        return Encoded(RAW, whole)
 
     def choose(
         self, raw: memoryview, dtype: DType | None, bases: Sequence[Base] = ()
@@ -226,22 +225,13 @@ class Encoder:
         decoded = self._decoded.array(length, np.dtype(np.uint8)).data
         try:
             if base is not None:
-                self._delta.check(self._joined(encoded), base, decoded)
+                self._delta.check(memoryview(encoded.payload), base, decoded)
             else:
-                self._decoder.decode(encoded.codec, self._joined(encoded), decoded)
+                self._decoder.decode(encoded.codec, memoryview(encoded.payload), decoded)
         except Exception:
             # Whatever goes wrong in there, the raw bytes are at hand and are the safe choice.
             return False
         return xxhash.xxh3_64_intdigest(decoded) == checksum
-
-    def _joined(self, encoded: Encoded) -> memoryview:
-        """The parts as one payload, in scratch."""
-        payload: memoryview = self._payload.array(encoded.stored, np.dtype(np.uint8)).data
-        at = 0
-        for part in encoded.parts:
-            payload[at : at + len(part)] = part
-            at += len(part)
-        return payload
 
     def _zstd_estimate(self, raw: memoryview) -> int:
         """Bytes that zstd would make of `raw`, judged by runs from all over it.
@@ -265,12 +255,7 @@ def _attempt(codec: Codec, raw: memoryview, dtype: DType | None, limit: int) -> 
 
 
 def _kept(codec: int, parts: Sequence[Buffer], limit: int) -> Encoded | None:
-    """A payload in memory of its own; None unless smaller than `limit`.
-
-    The parts stay apart: joining them would copy what may be as large as the chunk.
-    """
-    stored = sum(len(part) for part in parts)
-    if stored >= limit:
+    """A payload in memory of its own; None unless smaller than `limit`."""
+    if sum(len(part) for part in parts) >= limit:
         return None
-    kept = tuple(part if isinstance(part, bytes) else bytes(part) for part in parts)
-    return Encoded(codec, kept, stored)
+    return Encoded(codec, b"".join(parts))

@@ -115,7 +115,7 @@ class Recoder:
             encoded.codec,
             entry.raw,
             xxhash.xxh3_64_intdigest(raw),
-            encoded.parts,
+            encoded.payload,
             entry.dtype,
             entry.energy,
             depth,

@@ -134,7 +134,7 @@ def _speeds(name: str, chunks: Chunks, bounds: Bounds) -> Iterator[Figure]:
     """In, in without the check, and out; the note says how small, and what two threads do."""
     coders = [_Coder(chunks) for _ in range(THREADS)]
     encoded = [coders[0].encode(number) for number in range(len(chunks.raws))]
-    payloads = [memoryview(b"".join(one.parts)) for one in encoded]
+    payloads = [memoryview(one.payload) for one in encoded]
 
     def decode(coder: _Coder, number: int) -> None:
         coder.decode(number, encoded[number], payloads[number])

@@ -22,13 +22,13 @@ def encode(raw: bytes, dtype: DType | None) -> Encoded:
     encoder = Encoder()
     encoded = encoder.encode(memoryview(raw), dtype)
     assert encoder.rejected == 0
-    assert encoded.stored == sum(len(part) for part in encoded.parts) <= len(raw)
+    assert encoded.stored <= len(raw)
     return encoded
 
 
 def decode(encoded: Encoded, length: int) -> bytes:
     out = bytearray(length)
-    Decoder().decode(encoded.codec, memoryview(b"".join(encoded.parts)), memoryview(out))
+    Decoder().decode(encoded.codec, memoryview(encoded.payload), memoryview(out))
     return bytes(out)
 
 
@@ -165,7 +165,7 @@ def test_a_broken_codec_falls_back_to_raw(broken: Codec) -> None:
     raw = WEIGHTS.tobytes()
     encoder = Encoder(planes=broken)
     encoded = encoder.encode(memoryview(raw), F32)
-    assert encoded == Encoded(RAW, (raw,), len(raw))
+    assert encoded == Encoded(RAW, raw)
     assert encoder.rejected == 1
 
 
@@ -199,6 +199,6 @@ def test_a_deep_encoder_takes_less_and_the_same_decoder_reads_it() -> None:
         assert encoded.stored < Encoder().encode(raw, F32, offered).stored
         out = memoryview(bytearray(len(raw)))
         base = bases[0].raw if encoded.base is not None else None
-        Decoder().decode(encoded.codec, memoryview(b"".join(encoded.parts)), out, base)
+        Decoder().decode(encoded.codec, memoryview(encoded.payload), out, base)
         assert out == raw
     assert encoder.rejected == 0

@@ -41,11 +41,11 @@ def encode(raw: bytes, dtype: DType | None, *bases: Base) -> Encoded:
     encoder = Encoder()
     encoded = encoder.encode(memoryview(raw), dtype, bases)
     assert encoder.rejected == 0
-    assert encoded.stored == sum(len(part) for part in encoded.parts) <= len(raw)
+    assert encoded.stored <= len(raw)
     assert (encoded.codec == DELTA) == (encoded.base is not None)
     out = memoryview(bytearray(len(raw)))
     against = None if encoded.base is None else bases[encoded.base].raw
-    Decoder().decode(encoded.codec, memoryview(b"".join(encoded.parts)), out, against)
+    Decoder().decode(encoded.codec, memoryview(encoded.payload), out, against)
     assert out == raw
     return encoded
 
@@ -269,7 +269,7 @@ def _fail(out: memoryview) -> None:
 def test_broken_differences_fall_back_to_raw(broken: Delta) -> None:
     encoder = Encoder(delta=broken)
     bases = [base(OLD)]
-    assert encoder.encode(memoryview(NEW), F32, bases) == Encoded(RAW, (NEW,), len(NEW))
+    assert encoder.encode(memoryview(NEW), F32, bases) == Encoded(RAW, NEW)
     assert encoder.rejected == 1
     assert encoder.encode(memoryview(NEW), F32).codec == PLANES
     assert encoder.rejected == 1
@@ -329,7 +329,7 @@ def test_a_result_does_not_change_when_the_encoder_goes_on() -> None:
     for steps, result in zip((1, 3, 0.1), results, strict=True):
         assert result.base == 0
         out = memoryview(bytearray(4 * COUNT))
-        Decoder().decode(DELTA, memoryview(b"".join(result.parts)), out, memoryview(OLD.tobytes()))
+        Decoder().decode(DELTA, memoryview(result.payload), out, memoryview(OLD.tobytes()))
         assert out == later(steps).tobytes()
 
 

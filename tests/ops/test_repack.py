@@ -445,7 +445,7 @@ def test_a_gc_meanwhile(history: History, monkeypatch: pytest.MonkeyPatch) -> No
 
 def record_of(name: str, depth: int = 0, base: str | None = None) -> Record:
     return Record(
-        *(identify(Kind.CHUNK, name.encode()), Kind.CHUNK, 0, 1, 0, (b"x",)),
+        *(identify(Kind.CHUNK, name.encode()), Kind.CHUNK, 0, 1, 0, b"x"),
         depth=depth,
         base=identify(Kind.CHUNK, base.encode()) if base else None,
     )

@@ -149,7 +149,7 @@ def test_dead_bytes_inside_a_living_pack(db):
     with Session(db) as session:
         for identifier, raw in zip(ids, raws, strict=True):
             checksum = xxh3_64_intdigest(raw)
-            session.append(Record(identifier, Kind.CHUNK, 0, len(raw), checksum, (raw,)))
+            session.append(Record(identifier, Kind.CHUNK, 0, len(raw), checksum, raw))
         publish(session, [SegmentChunks(45, ids[0], lengths=(45,))])
     assert stats(db).dead == db.find(Kind.CHUNK, ids[1]).record_size
 

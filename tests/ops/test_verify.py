@@ -537,7 +537,7 @@ def test_a_record_of_another_kind_is_told():
     forge = Forge()
     raw = b"\x80"
     identifier = identify(Kind.SNAPSHOT, raw)
-    forged = Record(identifier, Kind.SNAPSHOT, 0, 1, xxh3_64_intdigest(raw), (raw,))
+    forged = Record(identifier, Kind.SNAPSHOT, 0, 1, xxh3_64_intdigest(raw), raw)
     forge.publish([forged], [])
     (damage,) = forge.verify(quick=False).damages
     assert damage.what == f"snapshot {identifier.hex()[:12]}"
@@ -635,7 +635,7 @@ class Forge:
         self.db = Database.create(self.storage, "me")
 
     def chunk(self, identifier: bytes, raw: bytes, codec: int = 0) -> Record:
-        return Record(identifier, Kind.CHUNK, codec, len(raw), xxh3_64_intdigest(raw), (raw,))
+        return Record(identifier, Kind.CHUNK, codec, len(raw), xxh3_64_intdigest(raw), raw)
 
     def publish(self, records, segments, *, size: int | None = None) -> bytes:
         """A commit of one file "f" of these segments; its id."""
@@ -674,7 +674,7 @@ def test_metadata_under_a_wrong_name_is_found_by_the_quick_check_too():
     right = Manifest("test", 0, ()).encode()
     identifier = identify(Kind.MANIFEST, b"something else")
     checksum = xxh3_64_intdigest(right)
-    forged = Record(identifier, Kind.MANIFEST, 0, len(right), checksum, (right,))
+    forged = Record(identifier, Kind.MANIFEST, 0, len(right), checksum, right)
     with Session(forge.db) as session:
         session._metadata.full().append(forged)
         snapshot = session.add_object(Snapshot({"f": FileEntry(identifier, 0)}))
