@@ -6,6 +6,8 @@ costs more than either does alone. A block is `BLOCK` numbers in a row, which di
 layers, so that no shape needs to be known; the payload has one bit for each.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -111,12 +113,15 @@ def _border(sizes: npt.NDArray[np.uint8]) -> int:
     `sizes` (n,) are these bits. Numbers of one kind are taken to cost the logarithm of the mean
     of what their blocks reach to; the border is where both kinds together cost least.
     """
-    counts = np.bincount(sizes)
-    reach = counts * np.exp2(np.arange(len(counts)))
+    counts: list[int] = np.bincount(sizes).tolist()
+    reach = [count * 2.0**size for size, count in enumerate(counts)]
     reach[0] *= _ZEROS
-    quiet, below = np.cumsum(counts)[:-1], np.cumsum(reach)[:-1]
-    busy, above = len(sizes) - quiet, reach.sum() - below
-    # Where no block is quiet, let that cost what blocks of one kind do.
-    cost = quiet * np.log2(np.maximum(below, _ZEROS) / np.maximum(quiet, 1))
-    cost += busy * np.log2(above / busy)
-    return int(cost.argmin()) if len(cost) else 0
+    quiet, below, busy, above = 0, 0.0, len(sizes), sum(reach)
+    border, least = 0, math.inf
+    for size, (count, reaches) in enumerate(zip(counts[:-1], reach, strict=False)):
+        quiet, below, busy, above = quiet + count, below + reaches, busy - count, above - reaches
+        cost = quiet * math.log2(below / quiet) if quiet else 0.0
+        cost += busy * math.log2(above / busy)
+        if cost < least:
+            border, least = size, cost
+    return border

@@ -184,11 +184,13 @@ class Delta(DeltaCodec):
         ]
 
     def _cast_base(self, base: memoryview, source: WordType, target: WordType, count: int) -> Words:
-        """The first `count` words of the base, as those of the chunk's type, in scratch."""
+        """The first `count` words of the base, as those of the chunk's type; not to be changed."""
         stored = np.frombuffer(base, source.stored, count)
         if source.name != target.name and (source.mantissa, target.mantissa) != (0, 0):
             native = stored.astype(source.native, copy=False)
             stored = cast(native, source, target)
+        if stored.dtype == target.native and stored.flags.aligned:
+            return stored
         words = self._base.array(count, target.native)
         words[:] = stored
         return words

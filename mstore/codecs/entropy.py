@@ -22,6 +22,10 @@ _SIZE_BITS = 7
 
 _Numbers = npt.NDArray[np.integer]
 
+# c log2 c for the counts of samples; for larger ones it is computed.
+_COUNTS = np.arange(1 << 14)
+_WEIGHED = _COUNTS * np.log2(np.maximum(_COUNTS, 1))
+
 
 def sample(words: npt.NDArray[Number]) -> npt.NDArray[Number]:
     """Runs of `words` from all over it, _SAMPLE in all; all of them where they are few.
@@ -47,10 +51,12 @@ def entropy(numbers: _Numbers) -> float:
 
 def entropies(sizes: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8]) -> tuple[float, float]:
     """Bits per number of `sizes` (n,), of `lengths`; then the same given `contexts` (n,)."""
-    pairs = contexts.astype(np.uint16)
+    # Contexts are some neighbouring exponents, as a rule: the table is small from the least one on.
+    least = contexts.min()
+    pairs = np.subtract(contexts, least, dtype=np.uint16)
     pairs <<= _SIZE_BITS
     pairs |= sizes
-    counts = np.bincount(pairs, minlength=(int(contexts.max()) + 1) << _SIZE_BITS)
+    counts = np.bincount(pairs, minlength=(int(contexts.max() - least) + 1) << _SIZE_BITS)
     table = counts.reshape(-1, 1 << _SIZE_BITS)
     alone = _weigh(len(sizes)) - _weighed(table.sum(0))
     known = _weighed(table.sum(1)) - _weighed(counts)
@@ -59,8 +65,10 @@ def entropies(sizes: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8]) -> 
 
 def _weighed(counts: npt.NDArray[np.integer]) -> float:
     """The sum of c log2 c over all counts c."""
-    counts = counts[counts > 0].astype(np.float64)
-    return float((counts * np.log2(counts)).sum())
+    if counts.max(initial=0) < len(_WEIGHED):
+        return float(_WEIGHED[counts].sum())
+    large = counts[counts > 0].astype(np.float64)
+    return float((large * np.log2(large)).sum())
 
 
 def _weigh(count: int) -> float:
