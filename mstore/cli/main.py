@@ -1,5 +1,6 @@
 """The entry point: which commands there are, and the one place where errors end."""
 
+import gc
 import os
 import signal
 import sys
@@ -176,6 +177,8 @@ def run() -> NoReturn:
         # A terminal that cannot show a character gets its escape.
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    # What is imported is no garbage; to look for some meanwhile takes a twentieth of the start.
+    gc.set_threshold(100_000)
     # numpy's BLAS is not used, but would start a thread for each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
