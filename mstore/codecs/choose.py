@@ -32,14 +32,13 @@ _DEEP_LEVEL = 19
 _BASE_BYTES = 64
 
 # To be worth decoding one more record, a base one deeper must save the part
-#     min(_DEEPER_SAVES + _DEEPER_SAVES_OF_TAKEN * bytes of a word * share, _DEEPER_SAVES_AT_MOST)
+#     min(_DEEPER_SAVES + _DEEPER_SAVES_OF_TAKEN * share, _DEEPER_SAVES_AT_MOST * bytes of a word)
 # of the raw bytes, where `share` is taken with the one that is less deep. So a series stays near
 # the size of an endless chain: every so often a version that is coded against the first one
-# becomes the base of those that follow. Differences of longer words take more time to decode, and
-# what is coded without them less.
+# becomes the base of those that follow.
 _DEEPER_SAVES = 0.003
-_DEEPER_SAVES_OF_TAKEN = 0.045
-_DEEPER_SAVES_AT_MOST = 0.08
+_DEEPER_SAVES_OF_TAKEN = 0.3
+_DEEPER_SAVES_AT_MOST = 0.021
 
 # Differences that are judged to take this much more than a chunk on its own are not tried.
 _SURE = 0.9
@@ -195,8 +194,8 @@ class Encoder:
             if len(base.raw) < base_kind.size:
                 continue
             share = delta_share(raw, kind, base.raw, base_kind)
-            least = _DEEPER_SAVES + _DEEPER_SAVES_OF_TAKEN * kind.size * best_share
-            least = min(least, _DEEPER_SAVES_AT_MOST)
+            least = _DEEPER_SAVES + _DEEPER_SAVES_OF_TAKEN * best_share
+            least = min(least, _DEEPER_SAVES_AT_MOST * kind.size)
             if best is None or best_share - share > least * (base.depth - best_depth):
                 best, best_share, best_depth = number, share, base.depth
         return best, best_share

@@ -342,26 +342,24 @@ def test_records_with_and_without_a_base_are_told_apart() -> None:
             Decoder().decode(codec, payload, out, payload)
 
 
-@pytest.mark.parametrize(("name", "deeper"), [("f32", False), ("bf16", True)])
-def test_differences_of_short_words_may_be_deeper(name: str, deeper: bool) -> None:
-    """A nearer base, which saves a tenth of what is taken, is worth a step in two bytes only."""
+@pytest.mark.parametrize(
+    ("name", "values", "chosen"),
+    [
+        # Three tenths of what is taken,
+        *(("u32", (32, 20), 0), ("u32", (32, 8), 1), ("u16", (6, 5), 0), ("u16", (6, 3), 1)),
+        # but no more than 2.1 % of the raw bytes for each byte of a word: 2.7 bits, or 0.7.
+        *(("u32", (1 << 20, 1 << 18), 0), ("u32", (1 << 20, 1 << 17), 1)),
+        *(("u16", (256, 180), 0), ("u16", (256, 128), 1)),
+    ],
+)
+def test_what_a_deeper_base_must_save(name: str, values: tuple[int, int], chosen: int) -> None:
+    """Of bases that leave so many values of each number, the second is one deeper."""
     rng = np.random.default_rng(0)
-    dtype, unit = BY_NAME[name], np.dtype(f"u{BY_NAME[name].word}")
-    new = rng.integers(16_000, 16_100, COUNT).astype(unit)
+    dtype = BY_NAME[name]
+    unit = word_type(dtype).native
+    new = rng.integers(1 << 12, 1 << 13, COUNT).astype(unit)
     bases = [
-        base(new + rng.integers(0, steps, COUNT).astype(unit), dtype, depth)
-        for depth, steps in enumerate((40, 26))
+        base(new + rng.integers(0, count, COUNT).astype(unit), dtype, depth)
+        for depth, count in enumerate(values)
     ]
-    number, _ = Encoder().choose_base(memoryview(new.tobytes()), dtype, bases)
-    assert number == (1 if deeper else 0)
-
-
-def test_no_more_than_a_twelfth_of_the_raw_bytes_is_asked_of_a_deeper_base() -> None:
-    """Of numbers that take two thirds: a part of what is taken would be more."""
-    rng = np.random.default_rng(0)
-    new = rng.integers(1 << 24, 1 << 25, COUNT).astype(np.uint32)
-    bases = [
-        base(new + rng.integers(0, 1 << bits, COUNT).astype(np.uint32), BY_NAME["u32"], depth)
-        for depth, bits in enumerate((20, 17))
-    ]
-    assert Encoder().choose_base(memoryview(new.tobytes()), BY_NAME["u32"], bases)[0] == 1
+    assert Encoder().choose_base(memoryview(new.tobytes()), dtype, bases)[0] == chosen
