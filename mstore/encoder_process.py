@@ -6,8 +6,9 @@ little more than one, two processes twice as much. `encoders` starts such proces
 On the socket that is the standard input each side sends frames: their length in four bytes, then
 msgpack. Before them the process says that it is ready. A request lists the indexes of
 chunks that no root names yet, and the jobs, and says where their payloads go, one behind the other;
-the answer tells of each job how it was coded. Places are offsets into the shared memory. When the
-socket ends, so does the process.
+the answer tells of each job how it was coded, with a checksum of the payload, since that passes
+through memory after it was checked. Places are offsets into the shared memory. When the socket
+ends, so does the process.
 """
 
 import mmap
@@ -20,6 +21,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgpack
+from xxhash import xxh3_64_intdigest
 
 from mstore.bases import BaseReader
 from mstore.chunkencoder import ChunkEncoder, Job
@@ -47,18 +49,20 @@ class PlacedJob(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """How a job was coded: the codec, the base and the depth, and the bytes of the payload."""
+    """How a job was coded: codec, base and depth, bytes of the payload and their XXH3-64."""
 
     codec: int
     base: Id | None
     depth: int
     stored: int
+    checksum: int
 
 
 def send(link: socket.socket, message: object) -> None:
     """Send one frame; raises OSError when the other side is gone."""
     packed: bytes = msgpack.packb(message)
-    link.sendall(_LENGTH.pack(len(packed)) + packed)
+    # Where the program leaves this signal to the system, it would end here.
+    link.sendall(_LENGTH.pack(len(packed)) + packed, getattr(socket, "MSG_NOSIGNAL", 0))
 
 
 def receive(link: socket.socket) -> Any:
@@ -108,12 +112,13 @@ class _Server:
                 for job in jobs
             ]
         )
-        for encoded, *_ in coded:
+        answers = []
+        for encoded, base, depth in coded:
             self._shared[place : place + encoded.stored] = encoded.payload
             place += encoded.stored
-        return [
-            Answer(encoded.codec, base, depth, encoded.stored) for encoded, base, depth in coded
-        ]
+            checksum = xxh3_64_intdigest(encoded.payload)
+            answers.append(Answer(encoded.codec, base, depth, encoded.stored, checksum))
+        return answers
 
 
 def serve(db: Database, shared: memoryview, link: socket.socket) -> None:

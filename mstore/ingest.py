@@ -18,14 +18,15 @@ from mstore.chunking import DEFAULT_CHUNK_SIZE, ContentChunker, piece_size
 from mstore.chunkstore import Session
 from mstore.codecs.energy import sum_of_squares
 from mstore.dtypes import DType
-from mstore.encoders import PORTION_BYTES, Encoders
+from mstore.encoders import Encoders
 from mstore.ids import Id, Kind, identify
 from mstore.layout import Layout, Segment
 from mstore.names import canonical_name
 from mstore.objects import Manifest, SegmentChunks
 from mstore.pack import Record
+from mstore.sharedmemory import PORTION_BYTES
 from mstore.sources import BufferSource, Source
-from mstore.threads import default_threads
+from mstore.threads import Memory, default_threads
 
 _BATCH_PIECES = 64
 _WINDOW = 4 << 20
@@ -126,7 +127,7 @@ class Ingest:
         """Store each file's chunks; yields the files with their manifests, in order.
 
         Raises ConflictError when a file changed while it was read. Memory: a few batches of
-        4 MiB per thread, whatever the size of the files.
+        4 MiB per thread, or process started for one, whatever the size of the files.
         """
         waiting: deque[tuple[_Batch, Future[_Stored]]] = deque()
         callers = self._encoders.callers
@@ -144,6 +145,7 @@ class Ingest:
             finally:
                 for _, future in waiting:
                     future.cancel()
+                self._encoders.stop()
                 pool.shutdown()
                 for source in self._open:
                     source.close()
@@ -215,25 +217,21 @@ class Ingest:
     def _store_batch(self, batch: _Batch) -> _Stored:
         """Runs in a worker thread."""
         pieces = [item for item in batch if isinstance(item, _Piece)]
-        room = self._encoders.room()
-        scratch = room.raw.take(sum(piece.length for piece in pieces))
-        views, used = [], 0
-        for piece in pieces:
-            part = scratch[used : used + piece.length]
-            views.append(piece.source.view(piece.offset, piece.length, part))
-            used += piece.length
-        ids = [identify(Kind.CHUNK, view) for view in views]
-        wanted = self.session.claim(ids)
-        new = list(compress(zip(ids, views, pieces, strict=True), wanted))
-        jobs = [
-            Job(view, piece.dtype, xxh3_64_intdigest(view), piece.bases) for _, view, piece in new
-        ]
-        coded = self._encoders.encode(jobs) if jobs else []
-        records = map(_record, (identifier for identifier, *_ in new), jobs, coded)
-        return [
-            (identifier, next(records) if is_new else None)
-            for identifier, is_new in zip(ids, wanted, strict=True)
-        ]
+        with self._encoders.room() as room:
+            views = _read(pieces, room.raw)
+            ids = [identify(Kind.CHUNK, view) for view in views]
+            wanted = self.session.claim(ids)
+            new = list(compress(zip(ids, views, pieces, strict=True), wanted))
+            jobs = [
+                Job(view, piece.dtype, xxh3_64_intdigest(view), piece.bases)
+                for _, view, piece in new
+            ]
+            coded = self._encoders.encode(jobs, room) if jobs else []
+            records = map(_record, (identifier for identifier, *_ in new), jobs, coded)
+            return [
+                (identifier, next(records) if is_new else None)
+                for identifier, is_new in zip(ids, wanted, strict=True)
+            ]
 
     def _collect(
         self, batch: _Batch, future: "Future[_Stored]"
@@ -256,6 +254,17 @@ class Ingest:
             item.target.lengths.append(item.length)
             if self.progress is not None:
                 self.progress(item.length)
+
+
+def _read(pieces: Sequence[_Piece], memory: Memory) -> list[memoryview]:
+    """The bytes of these pieces, one behind the other in `memory`."""
+    room = memory.take(sum(piece.length for piece in pieces))
+    views, used = [], 0
+    for piece in pieces:
+        part = room[used : used + piece.length]
+        views.append(piece.source.view(piece.offset, piece.length, part))
+        used += piece.length
+    return views
 
 
 def _record(identifier: Id, job: Job, coded: Coded) -> Record:

@@ -137,6 +137,9 @@ class Repository:
         of other models, to look in first. When nothing differs from the tip, and no new metadata
         is given, the tip is returned.
 
+        Works with as many `threads` as there are processors, eight at most. In a directory on
+        Linux, all but one of them start a process of Python where much is new.
+
         Raises InvalidInputError, naming the place, for a value that cannot be stored safely;
         ConflictError when the branch moved or a file changed meanwhile; UnsafeInputError, with
         `refuse_unsafe` (the repository's setting when None), when a file would run code if its own

@@ -32,7 +32,7 @@ class Source(ABC):
 
     @abstractmethod
     def view(self, offset: int, length: int, scratch: memoryview) -> memoryview:
-        """Exactly these bytes: in `scratch`, or a view of memory that nobody changes."""
+        """Exactly these bytes, at the beginning of `scratch`."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -84,9 +84,10 @@ class FileSource(Source):
 
     def view(self, offset: int, length: int, scratch: memoryview) -> memoryview:
         """These bytes; raises ConflictError when the file has become shorter."""
-        if self._content is not None:
-            return memoryview(self._content)[offset : offset + length]
         done = 0
+        if self._content is not None:
+            scratch[:length] = self._content[offset : offset + length]
+            done = length
         with translate_errors("read", self.path):
             while done < length:
                 read = os.preadv(self._fd, [scratch[done:length]], offset + done)

@@ -7,6 +7,9 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+is_own_program = False
+"""Whether nothing else runs in this process than the command line, which sets this."""
+
 
 def default_threads() -> int:
     """Threads to work with: one per processor, eight at most."""
@@ -27,10 +30,6 @@ class PerThread(Generic[T]):
         except AttributeError:
             thing = self._local.thing = self._make()
         return thing
-
-    def forget(self) -> None:
-        """Let the calling thread have a new one when it asks again."""
-        self._local.__dict__.clear()
 
 
 class Memory:

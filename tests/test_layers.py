@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
     {"pack", "index", "objects", "root", "rootlog"},
     {"bulkindex", "readplan", "database", "sketches"},
     {
+        "sharedmemory",
         "sources",
         "chunkreader",
         "filebytes",
@@ -48,6 +49,7 @@ LAYERS: list[set[str]] = [
         "relatives",
         "similar",
         "chunkencoder",
+        "encoder_client",
         "encoder_process",
         "encoders",
         "ingest",

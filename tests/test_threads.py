@@ -21,13 +21,6 @@ def test_each_thread_has_its_own_and_keeps_it():
     assert things.get() == []
 
 
-def test_what_is_forgotten_is_made_anew():
-    things: PerThread[list[int]] = PerThread(list)
-    kept = things.get()
-    things.forget()
-    assert things.get() is not kept
-
-
 def test_memory_is_of_the_length_asked_for_and_used_again():
     memory = Memory(10)
     first = memory.take(4)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from mstore import threads
 from mstore.cli import failures
 from mstore.cli.failures import Misuse
 from mstore.cli.options import Options, common_options, enter
@@ -177,6 +178,7 @@ def run() -> NoReturn:
         # A terminal that cannot show a character gets its escape.
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    threads.is_own_program = True
     # What is imported is no garbage; to look for some meanwhile takes a twentieth of the start.
     gc.set_threshold(100_000)
     # numpy's BLAS is not used, but would start a thread for each processor.
