@@ -25,7 +25,8 @@ from mstore.layout import Segment
 from mstore.sources import BufferSource
 
 RUNS = 3
-SERIES = (*(family for family in FAMILIES if family.name == "f32"), *LONG_FAMILIES)
+FINE_TUNES = ("f32", "bf16-cast", "bf16")
+SERIES = (*(family for family in FAMILIES if family.name in FINE_TUNES), *LONG_FAMILIES)
 LARGER, SLOWER = 1.1, 0.5
 
 
