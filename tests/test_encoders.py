@@ -117,8 +117,14 @@ def by_one_thread(folder: Path, *versions: np.ndarray) -> Entries:
     """What is stored when these versions are committed without any process."""
     repo = mstore.init(folder / "other", bare=True)
     for values in versions:
-        repo.commit({"w": values}, threads=1)
+        repo.commit({"w": values}, threads=1, author="Ada")
     return entries(repo)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Entries:
+    """What one thread stores of the first weights."""
+    return by_one_thread(tmp_path_factory.mktemp("expected"), weights())
 
 
 def test_the_same_is_stored(repo: Repository, tmp_path: Path, made: list[Observed]) -> None:
@@ -232,7 +238,7 @@ class TestAProcessThatFails:
     def test_killed(
         self,
         repo: Repository,
-        tmp_path: Path,
+        expected: Entries,
         made: list[Observed],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -244,12 +250,12 @@ class TestAProcessThatFails:
         repo.commit({"w": weights()}, threads=2)
         assert made[0].portions == 0
         assert made[0]._process is not None
-        assert entries(repo) == by_one_thread(tmp_path, weights())
+        assert entries(repo) == expected
 
     def test_stopped(
         self,
         repo: Repository,
-        tmp_path: Path,
+        expected: Entries,
         made: list[Observed],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -265,7 +271,7 @@ class TestAProcessThatFails:
         assert not too_late.finished.is_set()
         too_late.cancel()
         assert made[0].portions == 0
-        assert entries(repo) == by_one_thread(tmp_path, weights())
+        assert entries(repo) == expected
 
     @pytest.mark.parametrize(
         "answer",
@@ -276,7 +282,7 @@ class TestAProcessThatFails:
     def test_an_answer_that_cannot_be(
         self,
         repo: Repository,
-        tmp_path: Path,
+        expected: Entries,
         made: list[Observed],
         monkeypatch: pytest.MonkeyPatch,
         answer: object,
@@ -284,12 +290,11 @@ class TestAProcessThatFails:
         monkeypatch.setattr(encoder_client, "receive", lambda _: answer)
         repo.commit({"w": weights()}, threads=2)
         assert made[0].portions == 0
-        assert entries(repo) == by_one_thread(tmp_path, weights())
+        assert entries(repo) == expected
 
     def test_a_payload_that_changed_on_its_way(
         self,
         repo: Repository,
-        tmp_path: Path,
         made: list[Observed],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -319,7 +324,7 @@ class TestAProcessThatFails:
 
     @pytest.mark.usefixtures("slow_here")
     def test_another_version_of_mstore(
-        self, repo: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, repo: Repository, expected: Entries, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """As when it is upgraded while a program that uses it goes on."""
         said = []
@@ -342,14 +347,14 @@ class TestAProcessThatFails:
         monkeypatch.setattr(encoder_client, "READY", b"mstore 0.0.0\n")
         repo.commit({"w": weights()}, threads=2)
         assert said == ["other"]
-        assert entries(repo) == by_one_thread(tmp_path, weights())
+        assert entries(repo) == expected
 
     @pytest.mark.parametrize("python", ["/no/python", "", None, "/bin/true"])
     @pytest.mark.parametrize("start", [_spawn], indirect=True)
     def test_no_python(
         self,
         repo: Repository,
-        tmp_path: Path,
+        expected: Entries,
         made: list[Observed],
         monkeypatch: pytest.MonkeyPatch,
         python: str | None,
@@ -358,14 +363,14 @@ class TestAProcessThatFails:
         monkeypatch.setattr(sys, "executable", python)
         repo.commit({"w": weights()}, threads=2)
         assert not made
-        assert entries(repo) == by_one_thread(tmp_path, weights())
+        assert entries(repo) == expected
 
     @pytest.mark.parametrize("what", ["memfd_create", "fork"])
     @pytest.mark.parametrize("start", [_fork], indirect=True)
     def test_no_memory_or_no_fork(
         self,
         repo: Repository,
-        tmp_path: Path,
+        expected: Entries,
         made: list[Observed],
         monkeypatch: pytest.MonkeyPatch,
         what: str,
@@ -376,7 +381,7 @@ class TestAProcessThatFails:
         monkeypatch.setattr(os, what, fail)
         repo.commit({"w": weights()}, threads=2)
         assert not made
-        assert entries(repo) == by_one_thread(tmp_path, weights())
+        assert entries(repo) == expected
 
     def test_somebody_else_has_waited_for_it(self, repo: Repository, made: list[Observed]) -> None:
         before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
