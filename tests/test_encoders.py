@@ -232,46 +232,51 @@ class TestWhenThereAreProcesses:
         other.join()
 
 
+class Failing:
+    """A commit whose one process fails."""
+
+    def __init__(self, repo: Repository, made: list[Observed], expected: Entries) -> None:
+        self._repo, self._made, self._expected = repo, made, expected
+
+    @property
+    def number(self) -> int:
+        return self._made[0].number
+
+    def commit(self) -> None:
+        """It is asked once, and what is stored is what one thread stores."""
+        self._repo.commit({"w": weights()}, threads=2)
+        assert (self._made[0].portions, self._made[0].failures) == (0, 1)
+        assert entries(self._repo) == self._expected
+
+
+@pytest.fixture
+def failing(repo: Repository, made: list[Observed], expected: Entries) -> Failing:
+    return Failing(repo, made, expected)
+
+
 class TestAProcessThatFails:
     """What it was to encode is encoded in this process."""
 
-    def test_killed(
-        self,
-        repo: Repository,
-        expected: Entries,
-        made: list[Observed],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_killed(self, failing: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
         def kill_first(link: socket.socket, message: object) -> None:
-            os.kill(made[0].number, signal.SIGKILL)
+            os.kill(failing.number, signal.SIGKILL)
             encoder_process.send(link, message)
 
         monkeypatch.setattr(encoder_client, "send", kill_first)
-        repo.commit({"w": weights()}, threads=2)
-        assert made[0].portions == 0
-        assert made[0]._process is not None
-        assert entries(repo) == expected
+        failing.commit()
 
-    def test_stopped(
-        self,
-        repo: Repository,
-        expected: Entries,
-        made: list[Observed],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_stopped(self, failing: Failing, monkeypatch: pytest.MonkeyPatch) -> None:
         def stop_first(link: socket.socket, message: object) -> None:
-            os.kill(made[0].number, signal.SIGSTOP)
+            os.kill(failing.number, signal.SIGSTOP)
             encoder_process.send(link, message)
 
         monkeypatch.setattr(encoder_client, "send", stop_first)
         monkeypatch.setattr(encoder_client, "_SECONDS", 0.2)
-        too_late = threading.Timer(30, lambda: os.kill(made[0].number, signal.SIGKILL))
+        too_late = threading.Timer(30, lambda: os.kill(failing.number, signal.SIGKILL))
         too_late.start()
-        repo.commit({"w": weights()}, threads=2)
+        failing.commit()
         assert not too_late.finished.is_set()
         too_late.cancel()
-        assert made[0].portions == 0
-        assert entries(repo) == expected
 
     @pytest.mark.parametrize(
         "answer",
@@ -280,17 +285,10 @@ class TestAProcessThatFails:
         + [((3, None, 0, 0, 0x2D06800538D394C2), (3, b"short", 1, 0, 0x2D06800538D394C2)) * 2],
     )
     def test_an_answer_that_cannot_be(
-        self,
-        repo: Repository,
-        expected: Entries,
-        made: list[Observed],
-        monkeypatch: pytest.MonkeyPatch,
-        answer: object,
+        self, failing: Failing, monkeypatch: pytest.MonkeyPatch, answer: object
     ) -> None:
         monkeypatch.setattr(encoder_client, "receive", lambda _: answer)
-        repo.commit({"w": weights()}, threads=2)
-        assert made[0].portions == 0
-        assert entries(repo) == expected
+        failing.commit()
 
     def test_a_payload_that_changed_on_its_way(
         self,
